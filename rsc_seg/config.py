@@ -1,0 +1,215 @@
+"""Every option of a run as typed dataclasses; YAML holds differences, `key=value` on the command line has the last word."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rsc_seg.errors import UserError, suggestion
+
+T = TypeVar("T")
+
+
+@dataclass
+class BackboneConfig:
+    """Which encoder, with which weights, run how."""
+
+    name: str = "dinov2_vitb14"  # see rsc_seg.models.registry
+    weights: str = "official"  # official | demo | none | a file
+    depth: Optional[int] = None  # keep the first `depth` blocks and the final norm; null: all
+    attention: str = "auto"  # auto | sdpa | xformers | eager
+    position_rule: str = "auto"  # auto | antialias | plain | dinov2 | dinov2_reg
+    last_block: str = "auto"  # auto | full | value
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class DataConfig:
+    """Training images."""
+
+    kind: str = "auto"  # auto | folder | zip | coco | camvid | webdataset | scenes
+    root: Optional[str] = None  # null is allowed only for `scenes`
+    split: str = "train"
+    limit: Optional[int] = None  # first images only
+    every: int = 1  # every n-th image only
+    image_size: list[int] = field(default_factory=lambda: [518, 518])  # height, width
+    fit: str = "pad"  # pad (longest side fits, zeros right and below) | squash | crop (centre)
+    hflip: bool = False
+    on_error: str = "skip"  # skip (unreadable images: named, counted, replaced by the next) | fatal
+    workers: int = 2
+    proposals: Optional[str] = None  # COCO-format file of boxes; null: random boxes
+
+
+@dataclass
+class CropConfig:
+    """Boxes on an image and the local crops cut at them."""
+
+    size: list[int] = field(default_factory=lambda: [224, 224])  # height, width of a crop in pixels
+    per_image: int = 4  # C: crops of an image in one step
+    ratio: list[float] = field(default_factory=lambda: [0.3, 0.7])
+    ratio_mode: str = "shared"  # shared (one side ratio for both sides) | per_axis | area
+    bank: int = 0  # boxes drawn once for an image and reused; 0: new boxes at every visit
+    positions: str = "own"  # own (the crop's own frame) | shared (position embeddings of the crop's place in the image)
+
+
+@dataclass
+class RefinerConfig:
+    """The Refiner (Eq. 8-12); every ablation of the paper is one of these values."""
+
+    depth: Optional[int] = None  # K, the blocks of the head; null: 4 (S, B), 6 (L), 10 (g)
+    taps: Optional[list[int]] = None  # l1, l2 counted from 1; null: 4, 7 (12 blocks, K 4), 9, 14 (24 blocks, K 6), else by rule
+    hidden: int = 4096
+    head: str = "clone"  # clone | random | exogenous | pacl
+    placement: str = "early"  # early (RoIAlign before the head) | late (after it, Eq. 12)
+    inter: bool = True  # FC_inter
+    region_cls: bool = True  # FC_cls
+    cls_residual: bool = True  # FC_cls starts as f_A's own [CLS]; false: the paper to the letter
+
+
+@dataclass
+class AlignConfig:
+    """Stage 1's loss between the Refiner's tokens and the crop's."""
+
+    loss: str = "soft"  # soft (a departure from the paper) | infonce (Eq. 13) | cosine (Eq. 14)
+    temperature: float = 0.1
+    target_temperature: float = 0.1  # soft only
+    normalize: bool = True  # false: raw dot products, Eq. 13 to the letter
+    direction: str = "g2l"  # g2l (global to local) | l2g
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and schedule of one stage."""
+
+    lr: float = 1e-4
+    epochs: float = 4.0
+    max_steps: Optional[int] = None  # overrides epochs
+    batch_size: int = 16  # images of one process in one step
+    accumulate: int = 1
+    weight_decay: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    warmup_steps: int = 1000
+    clip_norm: Optional[float] = None
+
+
+@dataclass
+class RefineStageConfig:
+    """Stage 1: the Refiner learns from local crops."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+
+
+@dataclass
+class DistillStageConfig:
+    """Stage 2: the student learns the Refiner's correlations (R-SCD)."""
+
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-5, epochs=6.0, batch_size=4))
+    boxes: int = 4  # B: regions of an image in one step
+    regions: str = "local"  # local (boxes) | global (the whole image is the one region)
+    temperature_student: float = 0.2
+    temperature_teacher: float = 0.2
+    normalize: bool = True  # false: raw dot products
+    target: str = "refiner"  # refiner (R-SCD) | teacher (SCD, the control)
+    trainable: str = "blocks"  # blocks | blocks_norm | last_K (for example last_4) | all
+    control: bool = False  # train the equal SCD control without the Refiner as well
+    alpha: float = 0.5  # exported weights = alpha * student + (1 - alpha) * start
+    end_to_end: bool = False  # E2E: both stages' losses in one run
+
+
+@dataclass
+class CacheConfig:
+    """Frozen features on disk."""
+
+    mode: str = "auto"  # auto (when they fit max_gb and nothing augments) | on | off
+    dir: Optional[str] = None  # null: <run folder>/cache
+    max_gb: float = 20.0
+    dtype: str = "float32"  # float32 | float16 | bfloat16
+
+
+@dataclass
+class RunConfig:
+    """How the loop runs."""
+
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda | mps
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"  # auto | ddp | fsdp
+    precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
+    log_every: int = 10
+    save_every: int = 200  # steps between checkpoints
+    wandb: bool = False
+    deterministic: bool = False
+
+
+@dataclass
+class RscvConfig:
+    """tools/rscv_finetune.py."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
+    refine: RefineStageConfig = field(default_factory=RefineStageConfig)
+    distill: DistillStageConfig = field(default_factory=DistillStageConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def _all_keys(cls: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for f in dataclasses.fields(cls):
+        keys.append(prefix + f.name)
+        if dataclasses.is_dataclass(f.type):
+            keys += _all_keys(f.type, prefix + f.name + ".")
+    return keys
+
+
+def _explain(error: Exception, where: str, schema: Any) -> UserError:
+    text = str(error).splitlines()[0]
+    full = re.search(r"full_key: (\S+)", str(error))
+    key = full.group(1) if full else ""
+    if "not in" in text and key:
+        return UserError(f"{where}: there is no option '{key}'.{suggestion(key, _all_keys(schema))} --print-config lists all.")
+    return UserError(f"{where}: option '{key}': {text}" if key else f"{where}: {text}")
+
+
+def load_config(schema: type[T], path: Optional[str | Path] = None, overrides: Optional[list[str]] = None) -> T:
+    """Defaults of `schema`, then the YAML file, then `key=value` strings.
+
+    Raises UserError for a missing file, an unknown key (with the nearest known one) or a wrong type.
+    """
+    merged = OmegaConf.structured(schema)
+    if path is not None:
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such config file.")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        except (OmegaConfBaseException, ValueError, OSError) as e:
+            raise _explain(e, str(path), schema) from e
+        except Exception as e:  # the YAML reader's own errors share no base class that we may import
+            raise UserError(f"{path}: not readable as YAML: {str(e).splitlines()[0]}") from e
+    for item in overrides or []:
+        if "=" not in item or item.startswith("-"):
+            raise UserError(f"'{item}': expected key=value (for example data.root=/data/coco).")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
+        except (OmegaConfBaseException, ValueError) as e:
+            raise _explain(e, f"'{item}'", schema) from e
+    return OmegaConf.to_object(merged)  # type: ignore[return-value]
+
+
+def to_yaml(config: Any) -> str:
+    """The whole config, defaults included, as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def require_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises UserError unless `value` is one of `known`."""
+    if value not in known:
+        raise UserError(f"{key}={value}: must be one of {', '.join(known)}.{suggestion(value, known)}")
