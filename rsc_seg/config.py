@@ -128,7 +128,7 @@ class CacheConfig:
     mode: str = "auto"  # auto (when they fit max_gb and nothing augments) | on | off
     dir: Optional[str] = None  # null: <run folder>/cache
     max_gb: float = 20.0
-    dtype: str = "float32"  # float32 | float16 | bfloat16
+    dtype: str = "float32"  # float32 | float16
 
 
 @dataclass

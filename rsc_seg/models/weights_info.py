@@ -1,0 +1,104 @@
+"""What belongs to a set of weights besides the numbers, and the sidecar file that keeps it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsc_seg.errors import UserError
+from rsc_seg.models.registry import BackboneRow
+
+POSITION_RULES = ("antialias", "plain", "dinov2", "dinov2_reg")
+LAST_BLOCKS = ("full", "value")
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Origin and properties of one state dict; everything in it can be written as JSON."""
+
+    backbone: str  # a name of rsc_seg.models.registry
+    depth: int  # blocks that the state dict holds
+    activation: str
+    position_rule: str
+    last_block: str
+    source: str  # official | demo | none | file name and the beginning of its SHA-256
+    licence: str
+    note: str = ""  # a sentence to be shown wherever numbers of these weights stand
+    training: Mapping[str, Any] = field(default_factory=dict, hash=False)  # data, commit, command, alpha, seed
+
+    def to_json(self) -> str:
+        """The sidecar's text."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "sidecar") -> "WeightsInfo":
+        """Reads a sidecar's text; UserError that begins with `where` when it is not one."""
+        advice = "remove or rename it when it does not belong to the weights of the same name."
+        try:
+            values = json.loads(text)
+        except ValueError as e:
+            raise UserError(f"{where}: not readable as JSON ({e}); {advice}") from e
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        needed = [name for name in known if name not in ("note", "training")]
+        if not isinstance(values, dict) or any(name not in values for name in needed):
+            absent = ", ".join(n for n in needed if not isinstance(values, dict) or n not in values)
+            raise UserError(f"{where}: not a sidecar of weights, it lacks {absent}; {advice}")
+        for name, value in values.items():
+            wanted = int if name == "depth" else dict if name == "training" else str
+            if name in known and (not isinstance(value, wanted) or isinstance(value, bool)):
+                raise UserError(f"{where}: '{name}' is {value!r}, a {wanted.__name__} is needed; {advice}")
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def sidecar_path(path: Path) -> Path:
+    """`X.json` beside `X.safetensors`."""
+    return path.with_suffix(".json")
+
+
+def info_of_row(row: BackboneRow, *, depth: int, source: str, licence: str, note: str = "") -> WeightsInfo:
+    """Properties of `row`'s official weights, for weights that say nothing else about themselves."""
+    return WeightsInfo(
+        backbone=row.name,
+        depth=depth,
+        activation=row.activation,
+        position_rule=row.position_rule,
+        last_block=row.last_block,
+        source=source,
+        licence=licence,
+        note=note,
+    )
+
+
+def read_sidecar(path: Path, row: BackboneRow) -> WeightsInfo | None:
+    """The sidecar of the weights file `path`, or None without one.
+
+    Raises UserError when it was written for another backbone or activation than `row`'s, or names an unknown rule.
+    """
+    beside = sidecar_path(path)
+    if beside == path or not beside.is_file():
+        return None
+    try:
+        text = beside.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{beside}: the sidecar of {path.name} cannot be read ({e}).") from e
+    info = WeightsInfo.from_json(text, where=str(beside))
+    if info.backbone != row.name:
+        raise UserError(
+            f"{path}: weights of backbone '{info.backbone}', not of '{row.name}': use --backbone {info.backbone}."
+        )
+    if info.activation != row.activation:
+        raise UserError(
+            f"{path}: these weights were trained with activation '{info.activation}', backbone '{row.name}' runs "
+            f"'{row.activation}': choose the backbone that they belong to."
+        )
+    for key, value, known in (
+        ("position_rule", info.position_rule, POSITION_RULES),
+        ("last_block", info.last_block, LAST_BLOCKS),
+    ):
+        if value not in known:
+            raise UserError(f"{beside}: {key} is '{value}', must be one of {', '.join(known)}.")
+    if not 1 <= info.depth <= row.depth:
+        raise UserError(f"{beside}: depth is {info.depth}, backbone '{row.name}' has 1 to {row.depth} blocks.")
+    return info

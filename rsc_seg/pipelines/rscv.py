@@ -1,0 +1,199 @@
+"""R-SC-V from a configuration: both stages, the control, and what they leave in the run folder."""
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from rsc_seg.config import DistillStageConfig, OptimConfig, RscvConfig, require_choice
+from rsc_seg.data.images import open_images
+from rsc_seg.errors import UserError
+from rsc_seg.models.build import build_backbone
+from rsc_seg.models.encoder import DenseEncoder
+from rsc_seg.models.refiner import Refiner
+from rsc_seg.models.refiner_file import load_refiner, save_refiner
+from rsc_seg.models.weights import blend_states, save_encoder
+from rsc_seg.models.weights_info import WeightsInfo
+from rsc_seg.pipelines.folder import command_line, git_commit, open_run_folder, record_run, update_json
+from rsc_seg.pipelines.stream import RscvData, frozen_copy
+from rsc_seg.training.checkpoint import final_parameters
+from rsc_seg.training.fit import FitOptions, fit
+from rsc_seg.training.log import RunLog
+from rsc_seg.training.optim import parameter_groups, total_steps
+from rsc_seg.training.tasks import DistillTask, EndToEndTask, RefinerTask, Task
+
+_log = logging.getLogger(__name__)
+STAGES = ("refiner", "distill", "all")
+
+
+@dataclass
+class _Run:
+    """What all stages of one run share."""
+
+    config: RscvConfig
+    folder: Path
+    resume: bool
+    fabric: Fabric
+    encoder: DenseEncoder
+    info: WeightsInfo
+    data: RscvData
+    log: RunLog
+
+    def options(self, stage: str, optim: OptimConfig) -> FitOptions:
+        """Steps and intervals of a stage."""
+        total = total_steps(optim, len(self.data.source), self.fabric.world_size)
+        run = self.config.run
+        return FitOptions(stage, total, optim, log_every=run.log_every, save_every=run.save_every, resume=self.resume)
+
+    def provenance(self, **more: Any) -> dict[str, Any]:
+        """What a sidecar says about the training."""
+        data = self.config.data
+        facts = {"data": data.root or data.kind, "images": len(self.data.source), "seed": self.config.run.seed}
+        return {**facts, "command": command_line(), "commit": git_commit(), "start": self.info.source, **more}
+
+
+def make_fabric(config: RscvConfig) -> Fabric:
+    """Lightning Fabric for the run section; UserError for a device or strategy that this machine has not."""
+    run = config.run
+    require_choice("run.strategy", run.strategy, ("auto", "ddp", "fsdp"))
+    require_choice("run.precision", run.precision, ("32-true", "bf16-mixed", "16-mixed"))
+    require_choice("run.device", run.device, ("auto", "cpu", "cuda", "mps"))
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device=cuda: this machine has no usable CUDA device; use --device cpu or auto.")
+    if run.deterministic:
+        torch.use_deterministic_algorithms(True)
+    try:
+        return Fabric(
+            accelerator=run.device, devices=run.devices, num_nodes=run.nodes, strategy=run.strategy, precision=run.precision  # type: ignore[arg-type]
+        )
+    except Exception as e:  # Fabric reports what a machine lacks by several types
+        raise UserError(f"run.device={run.device}, run.devices={run.devices}, run.strategy={run.strategy}: {str(e).splitlines()[0]}") from e
+
+
+def _open(config: RscvConfig, folder: Path, resume: bool, stage: str) -> _Run:
+    fabric = make_fabric(config)
+    fabric.launch()
+    source = open_images(config.data.kind, config.data.root, config.data.split, config.data.limit, config.data.every)
+    encoder, info = build_backbone(config.backbone, fabric.device)
+    encoder.grid(*config.data.image_size), encoder.grid(*config.crops.size)  # bad sizes fail before anything is written
+    Refiner(encoder, config.refiner)
+    existed = folder.exists()
+    if fabric.is_global_zero and not (stage == "distill" and (folder / "refiner.safetensors").is_file()):
+        open_run_folder(folder, config, resume=resume)
+    elif fabric.is_global_zero:
+        open_run_folder(folder, config, resume=True)
+    fabric.barrier()
+    data = RscvData(config, source, encoder, fabric, folder)
+    log = RunLog(folder, enabled=fabric.is_global_zero, wandb_config=dataclasses.asdict(config) if config.run.wandb else None)
+    if fabric.is_global_zero:
+        record_run(folder, config, data=config.data.root or config.data.kind, images=len(source), device=str(fabric.device), weights=dataclasses.asdict(info))
+    _log.info("%s %s: %d images, %s weights", "going on in" if existed else "run folder", folder, len(source), info.source)
+    return _Run(config, folder, resume, fabric, encoder, info, data, log)
+
+
+def _groups(task: Task, optim: OptimConfig) -> list[dict[str, object]]:
+    return parameter_groups(task.named_parameters(), optim)
+
+
+def _new_refiner(run: _Run) -> Refiner:
+    torch.manual_seed(run.config.run.seed)
+    return Refiner(run.encoder, run.config.refiner).to(run.fabric.device)
+
+
+def _save_refiner(run: _Run, refiner: Refiner, state: dict[str, Tensor], prefix: str) -> None:
+    own = {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
+    refiner.load_state_dict(own, strict=False)
+    if run.fabric.is_global_zero:
+        save_refiner(run.folder / "refiner.safetensors", refiner, run.config.refiner, run.encoder, run.provenance())
+
+
+def _train(run: _Run, task: Task, groups: list[dict[str, object]], batches: Any, options: FitOptions) -> dict[str, Tensor]:
+    """Runs one stage and returns its trained parameters by name."""
+    began = time.monotonic()
+    checkpoints = fit(run.fabric, task, groups, batches, options, run.folder, run.log)
+    if run.fabric.is_global_zero:
+        update_json(run.folder / "run.json", {f"seconds_{options.stage}": round(time.monotonic() - began, 1), f"steps_{options.stage}": options.total})
+    return final_parameters(checkpoints, options.total)
+
+
+def train_refiner(run: _Run) -> Refiner:
+    """Stage 1; leaves refiner.safetensors."""
+    config, refiner = run.config, _new_refiner(run)
+    task = RefinerTask(run.encoder, refiner, config.refine.align, grid=run.data.crop_grid, positions=config.crops.positions)
+    options = run.options("refine", config.refine.optim)
+    batches = run.data.refine_batches(refiner, config.refine.optim, options.total)
+    _save_refiner(run, refiner, _train(run, task, _groups(task, config.refine.optim), batches, options), "refiner.")
+    return refiner
+
+
+def _export(run: _Run, name: str, state: dict[str, Tensor], prefix: str, config: DistillStageConfig) -> None:
+    """NAME_alpha1.safetensors (the trained weights) and NAME.safetensors (blended with the start)."""
+    start = {k: v.detach().cpu() for k, v in run.encoder.trunk.state_dict().items()}
+    tuned = start | {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    if not run.fabric.is_global_zero:
+        return
+    for alpha, file in ((1.0, f"{name}_alpha1.safetensors"), (config.alpha, f"{name}.safetensors")):
+        info = dataclasses.replace(run.info, training=run.provenance(alpha=alpha, target=config.target, refiner=dataclasses.asdict(run.config.refiner)))
+        save_encoder(run.folder / file, blend_states(start, tuned, alpha), info)
+
+
+def train_student(run: _Run, refiner: Optional[Refiner], name: str, config: DistillStageConfig) -> None:
+    """Stage 2 (without a Refiner: the SCD control); leaves NAME.safetensors and NAME_alpha1.safetensors."""
+    student = frozen_copy(run.encoder)
+    student.gradient_checkpointing = run.config.backbone.gradient_checkpointing
+    if refiner is not None:
+        refiner.requires_grad_(False)
+    task = DistillTask(student, run.encoder, refiner, config, grid=run.data.crop_grid)
+    options = run.options("distill" if name == "student" else name, config.optim)
+    batches = run.data.distill_batches(task, config.optim, options.total)
+    state = _train(run, task, _groups(task, config.optim), batches, options)
+    _export(run, name, state, "student.trunk.", config)
+
+
+def train_end_to_end(run: _Run) -> None:
+    """E2E: both losses in each step; the Refiner's rate and the student's are their own."""
+    config, refiner, student = run.config, _new_refiner(run), frozen_copy(run.encoder)
+    first = RefinerTask(run.encoder, refiner, config.refine.align, grid=run.data.crop_grid, positions=config.crops.positions)
+    second = DistillTask(student, run.encoder, refiner, config.distill, grid=run.data.crop_grid)
+    task = EndToEndTask(first, second)
+    groups = parameter_groups(refiner.named_parameters(), config.refine.optim) + parameter_groups(student.named_parameters(), config.distill.optim)
+    options = run.options("end_to_end", config.distill.optim)
+    batches = run.data.distill_batches(second, config.distill.optim, options.total, with_crops=True)
+    state = _train(run, task, groups, batches, options)
+    _save_refiner(run, refiner, state, "refine.refiner.")
+    _export(run, "student", state, "distill.student.trunk.", config.distill)
+
+
+def _check(config: RscvConfig, stage: str) -> None:
+    require_choice("--stage", stage, STAGES)
+    require_choice("distill.target", config.distill.target, ("refiner", "teacher"))
+    if not 0 <= config.distill.alpha <= 1:
+        raise UserError(f"distill.alpha={config.distill.alpha}: must be from 0 (the start) to 1 (the trained weights).")
+    if config.distill.end_to_end and (stage != "all" or config.distill.target != "refiner"):
+        raise UserError("distill.end_to_end=true trains both stages at once: it needs --stage all and distill.target=refiner.")
+
+
+def run_rscv(config: RscvConfig, folder: Path, *, stage: str = "all", resume: bool = False) -> None:
+    """Trains what `stage` asks for (refiner, distill or all) into `folder`; see docs/architecture.md for its files."""
+    _check(config, stage)
+    run = _open(config, folder, resume, stage)
+    distill = config.distill
+    if distill.end_to_end:
+        train_end_to_end(run)
+    else:
+        refiner: Optional[Refiner] = None
+        if stage in ("refiner", "all") and distill.target == "refiner" or stage == "refiner":
+            refiner = train_refiner(run)
+        if stage == "distill" and distill.target == "refiner":
+            refiner = load_refiner(folder / "refiner.safetensors", run.encoder)[0].to(run.fabric.device)
+        if stage in ("distill", "all"):
+            train_student(run, refiner, "student", distill)
+    if distill.control and stage != "refiner":
+        train_student(run, None, "control", dataclasses.replace(distill, target="teacher", end_to_end=False))
+    run.fabric.barrier()

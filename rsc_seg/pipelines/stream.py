@@ -1,0 +1,223 @@
+"""Batches for the stages of R-SC-V: from pictures, from cached frozen features, or from both."""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from rsc_seg.config import OptimConfig, RscvConfig, require_choice
+from rsc_seg.data.crops import CropDataset, pick_from_bank
+from rsc_seg.data.sampler import StepLoader, step_indices
+from rsc_seg.data.source import ImageSource
+from rsc_seg.models.encoder import DenseEncoder, EarlyFeatures
+from rsc_seg.models.refiner import Refiner
+from rsc_seg.training.batch import Batch
+from rsc_seg.training.cache import DTYPES, FeatureCache, cache_key, estimate_gb, module_digest, open_cache
+from rsc_seg.training.tasks import DistillTask, crop_features
+
+_log = logging.getLogger(__name__)
+_CHUNK = 4  # images of one forward pass while a cache is filled
+Produce = Callable[[], Iterator[tuple[list[int], dict[str, Tensor]]]]
+
+
+class RscvData:
+    """The images of a run and what can be precomputed on them.
+
+    Caches (see `rsc_seg.training.cache`): `early` (f_A of every image), `crops` (boxes of the bank and the encoder's
+    tokens of their crops), `regions` (the distillation target in every box of the bank). The latter two need
+    `crops.bank`; none is used with augmentation, nor across several machines.
+    """
+
+    def __init__(self, config: RscvConfig, source: ImageSource, encoder: DenseEncoder, fabric: Fabric, folder: Path) -> None:
+        require_choice("cache.mode", config.cache.mode, ("auto", "on", "off"))
+        require_choice("cache.dtype", config.cache.dtype, tuple(DTYPES))
+        self.config, self.source, self.encoder, self.fabric = config, source, encoder, fabric
+        self.root = Path(config.cache.dir) if config.cache.dir else folder / "cache"
+        self.encoder_digest = module_digest(encoder) + encoder.position_rule + encoder.last_block
+        self.image_grid = encoder.grid(*config.data.image_size)
+        self.crop_grid = encoder.grid(*config.crops.size)
+
+    def dataset(self, stage: str, *, whole_bank: bool = False) -> CropDataset:
+        """Samples of `stage` (see CropDataset); `whole_bank` gives all boxes of an image at once."""
+        crops = self.config.crops
+        if whole_bank:
+            crops = dataclasses.replace(crops, per_image=crops.bank)
+        elif stage == "distill":
+            crops = dataclasses.replace(crops, per_image=self.config.distill.boxes)
+        row = self.encoder
+        return CropDataset(
+            self.source, self.config.data, crops, seed=self.config.run.seed, mean=row.mean, std=row.std, patch_size=row.patch_size, stage=stage
+        )
+
+    def _usable(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+        cache = self.config.cache
+        if cache.mode == "off" or self.config.data.hflip or self.config.run.nodes > 1:
+            return False
+        size = estimate_gb(shapes, len(self.source), cache.dtype)
+        if cache.mode == "auto" and size > cache.max_gb:
+            _log.info("features are not cached: %.0f GB is more than cache.max_gb=%g", size, cache.max_gb)
+            return False
+        return True
+
+    def _open(self, kind: str, shapes: dict[str, tuple[int, ...]], produce: Produce, **depends: Any) -> FeatureCache:
+        config = self.config
+        key = cache_key(
+            kind=kind,
+            encoder=self.encoder_digest,
+            images=self.source.fingerprint(),
+            data=dataclasses.replace(config.data, workers=0),
+            dtype=config.cache.dtype,
+            shapes={k: list(v) for k, v in shapes.items()},
+            **depends,
+        )
+        args = (self.root, f"{kind}-{key}", shapes, len(self.source), config.cache.dtype)
+        if self.fabric.local_rank == 0:
+            open_cache(*args, produce)
+        self.fabric.barrier()
+        return open_cache(*args, produce)
+
+    def _samples(self, dataset: CropDataset) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+        """All images once, in chunks."""
+        for start in range(0, len(self.source), _CHUNK):
+            indices = list(range(start, min(start + _CHUNK, len(self.source))))
+            yield indices, [dataset.sample(0, i) for i in indices]
+
+    def early_cache(self, refiner: Refiner) -> Optional[FeatureCache]:
+        """f_A and the taps of every image, or None when they are not to be cached."""
+        width, p = self.encoder.embed_dim, self.encoder.num_prefix_tokens
+        shapes = {"prefix": (p, width), "patches": (width, *self.image_grid), "taps": (len(refiner.taps), width, *self.image_grid)}
+        if not self._usable(shapes):
+            return None
+
+        def produce() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+            for indices, samples in self._samples(self.dataset("distill")):
+                images = torch.stack([s["image"] for s in samples]).to(self.fabric.device)
+                with self.fabric.autocast():
+                    yield indices, refiner.early(self.encoder, images)._asdict()
+
+        return self._open("early", shapes, produce, front=refiner.front_depth, taps=list(refiner.taps))
+
+    def crop_cache(self) -> Optional[FeatureCache]:
+        """Boxes of the bank and f_I of their crops, or None without a bank or when they are not to be cached."""
+        bank, tokens = self.config.crops.bank, self.crop_grid[0] * self.crop_grid[1]
+        shapes = {"boxes": (bank, 4), "crop_tokens": (bank, tokens, self.encoder.embed_dim), "index": (1,)}
+        if bank == 0 or not self._usable(shapes):
+            return None
+
+        def produce() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+            for indices, samples in self._samples(self.dataset("refine", whole_bank=True)):
+                order = [torch.argsort(s["bank_ids"]) for s in samples]
+                boxes = torch.stack([s["boxes"][o] for s, o in zip(samples, order, strict=True)])
+                crops = torch.stack([s["crops"][o] for s, o in zip(samples, order, strict=True)]).to(self.fabric.device)
+                size = (self.config.data.image_size[0], self.config.data.image_size[1])
+                with self.fabric.autocast():
+                    z = crop_features(self.encoder, size, boxes.to(crops.device), crops, self.config.crops.positions)
+                used = torch.tensor([[float(s["index"])] for s in samples])
+                yield indices, {"boxes": boxes, "crop_tokens": z.unflatten(0, (len(samples), bank)), "index": used}
+
+        return self._open("crops", shapes, produce, crops=self.config.crops, seed=self.config.run.seed)
+
+    def region_cache(self, task: DistillTask) -> Optional[FeatureCache]:
+        """The distillation target in every box of the bank, or None when it changes or is not to be cached."""
+        bank, tokens = self.config.crops.bank, self.crop_grid[0] * self.crop_grid[1]
+        shapes = {"region_tokens": (bank, tokens, self.encoder.embed_dim)}
+        if bank == 0 or task.config.end_to_end or task.config.regions != "local" or not self._usable(shapes):
+            return None
+        target = "teacher" if task.refiner is None else module_digest(task.refiner) + str(task.refiner.placement)
+
+        def produce() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+            for indices, samples in self._samples(self.dataset("distill", whole_bank=True)):
+                order = [torch.argsort(s["bank_ids"]) for s in samples]
+                boxes = torch.stack([s["boxes"][o] for s, o in zip(samples, order, strict=True)]).to(self.fabric.device)
+                images = torch.stack([s["image"] for s in samples]).to(self.fabric.device)
+                with self.fabric.autocast():
+                    z = task.target(images, boxes, None, self.crop_grid)
+                yield indices, {"region_tokens": z.unflatten(0, (len(samples), bank))}
+
+        return self._open("regions", shapes, produce, crops=self.config.crops, seed=self.config.run.seed, target=target)
+
+    def _loaded(self, stage: str, optim: OptimConfig, start: int, total: int) -> Iterator[dict[str, Any]]:
+        loader = StepLoader(
+            self.dataset(stage),
+            range(start, total * optim.accumulate),
+            batch_size=optim.batch_size,
+            seed=self.config.run.seed,
+            world=self.fabric.world_size,
+            rank=self.fabric.global_rank,
+            workers=self.config.data.workers,
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def refine_batches(self, refiner: Refiner, optim: OptimConfig, total: int) -> Callable[[int], Iterator[Batch]]:
+        """Stage 1's batches: `batches(start)` from micro-step `start` on."""
+        swapped = self.config.refine.align.direction == "l2g"
+        early = None if swapped else self.early_cache(refiner)
+        crops = None if swapped else self.crop_cache()
+
+        def from_caches(start: int) -> Iterator[Batch]:
+            for step in range(start, total * optim.accumulate):
+                yield self._cached_batch(step, optim, early, crops)
+
+        def from_images(start: int) -> Iterator[Batch]:
+            for raw in self._loaded("refine", optim, start, total):
+                yield Batch(
+                    boxes=raw["boxes"],
+                    names=raw["name"],
+                    images=raw["image"] if early is None else None,
+                    crops=raw["crops"],
+                    early=None if early is None else _early_rows(early, raw["index"].tolist()),
+                    skipped=raw["skipped"],
+                )
+
+        return from_caches if early is not None and crops is not None else from_images
+
+    def _cached_batch(self, step: int, optim: OptimConfig, early: FeatureCache, crops: FeatureCache) -> Batch:
+        seed, config = self.config.run.seed, self.config.crops
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        pairs = step_indices(step, n=len(self.source), batch_size=optim.batch_size, world=world, rank=rank, seed=seed)
+        rows = [i for _, i in pairs]
+        used = crops.rows("index", rows)[:, 0].long().tolist()  # differs from rows where an unreadable image was replaced
+        picked = [pick_from_bank(seed, epoch, i, config.bank, config.per_image) for (epoch, _), i in zip(pairs, used, strict=True)]
+        boxes = torch.stack([b[p] for b, p in zip(crops.rows("boxes", rows), picked, strict=True)])
+        tokens = torch.cat([z[p] for z, p in zip(crops.rows("crop_tokens", rows), picked, strict=True)])
+        return Batch(boxes=boxes, names=[self.source.name(i) for i in used], early=_early_rows(early, rows), crop_tokens=tokens)
+
+    def distill_batches(self, task: DistillTask, optim: OptimConfig, total: int, *, with_crops: bool = False) -> Callable[[int], Iterator[Batch]]:
+        """Stage 2's batches (`with_crops`: end to end, both stages' needs)."""
+        regions = self.region_cache(task)
+        early = self.early_cache(task.refiner) if regions is None and task.refiner is not None else None
+        stage = "all" if with_crops else "distill"
+
+        def batches(start: int) -> Iterator[Batch]:
+            for raw in self._loaded(stage, optim, start, total):
+                rows = raw["index"].tolist()
+                target = None
+                if regions is not None:
+                    target = torch.cat([z[p] for z, p in zip(regions.rows("region_tokens", rows), raw["bank_ids"], strict=True)])
+                yield Batch(
+                    boxes=raw["boxes"],
+                    names=raw["name"],
+                    images=raw["image"],
+                    crops=raw.get("crops"),
+                    early=None if early is None else _early_rows(early, rows),
+                    region_tokens=target,
+                    skipped=raw["skipped"],
+                )
+
+        return batches
+
+
+def _early_rows(cache: FeatureCache, rows: list[int]) -> EarlyFeatures:
+    return EarlyFeatures(cache.rows("prefix", rows), cache.rows("patches", rows), cache.rows("taps", rows))
+
+
+def frozen_copy(encoder: DenseEncoder) -> DenseEncoder:
+    """An independent copy with every parameter frozen: the teacher, or a student before its policy is set."""
+    return copy.deepcopy(encoder).requires_grad_(False).eval()

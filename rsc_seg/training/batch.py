@@ -1,0 +1,44 @@
+"""What a training step receives."""
+
+from dataclasses import dataclass, field, replace
+from typing import Optional
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rsc_seg.models.encoder import EarlyFeatures
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images with R boxes each (xyxy, pixels of the resized frame). What a cache supplies is left out of the rest.
+
+    images: normalised. crops: the boxes cut from the original pictures, normalised. early: f_A's output.
+    crop_tokens: f_I of the crops. region_tokens: the distillation target of every box.
+    """
+
+    boxes: Float[Tensor, "B R 4"]
+    names: list[str]
+    images: Optional[Float[Tensor, "B 3 H W"]] = None
+    crops: Optional[Float[Tensor, "B R 3 h w"]] = None
+    early: Optional[EarlyFeatures] = None
+    crop_tokens: Optional[Float[Tensor, "BR L D"]] = None
+    region_tokens: Optional[Float[Tensor, "BR L D"]] = None
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (file, reason) of unreadable images
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on `device`."""
+
+        def move(value: Optional[Tensor]) -> Optional[Tensor]:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            boxes=self.boxes.to(device, non_blocking=True),
+            images=move(self.images),
+            crops=move(self.crops),
+            early=None if self.early is None else EarlyFeatures(*(t.to(device, non_blocking=True) for t in self.early)),
+            crop_tokens=move(self.crop_tokens),
+            region_tokens=move(self.region_tokens),
+        )

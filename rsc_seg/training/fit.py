@@ -1,0 +1,130 @@
+"""The one training loop, on Lightning Fabric."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from rsc_seg.config import OptimConfig
+from rsc_seg.errors import UserError
+from rsc_seg.training.batch import Batch
+from rsc_seg.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps, trainable_names
+from rsc_seg.training.log import Progress, RunLog
+from rsc_seg.training.optim import lr_factor, make_optimizer, set_lr
+from rsc_seg.training.tasks import Task
+
+_log = logging.getLogger(__name__)
+_WATCH_SKIPPED = 5  # names of unreadable files shown at the end
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How one stage runs; `optim` gives warm-up, clipping and accumulation, `total` the optimiser steps."""
+
+    stage: str
+    total: int
+    optim: OptimConfig
+    log_every: int = 10
+    save_every: int = 200
+    resume: bool = False
+
+
+class NotFinite(UserError):
+    """The loss became NaN or infinite."""
+
+
+def _mean_logs(fabric: Fabric, logs: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Means over micro-batches and ranks."""
+    keys = list(logs[0])
+    stacked = torch.stack([torch.stack([row[k].detach().float() for k in keys]) for row in logs]).mean(dim=0)
+    return dict(zip(keys, fabric.all_reduce(stacked, reduce_op="mean").tolist(), strict=True))
+
+
+def _step(
+    fabric: Fabric, task: torch.nn.Module, optimizer: torch.optim.Optimizer, micro: list[Batch], step: int, options: FitOptions
+) -> dict[str, float]:
+    """One optimiser step over its micro-batches; raises NotFinite before any weight changes."""
+    rows = []
+    for i, batch in enumerate(micro):
+        with fabric.no_backward_sync(task, enabled=i < len(micro) - 1):
+            out = task(batch)
+            fabric.backward(out["loss"] / len(micro))
+        rows.append(out)
+    logs = _mean_logs(fabric, rows)
+    limit = math.inf if options.optim.clip_norm is None else options.optim.clip_norm  # inf: measures, changes nothing
+    logs["grad_norm"] = float(fabric.clip_gradients(task, optimizer, max_norm=limit, error_if_nonfinite=False))
+    if not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
+        names = ", ".join(name for b in micro for name in b.names)
+        raise NotFinite(
+            f"{options.stage} step {step + 1}: loss {logs['loss']}, gradient norm {logs['grad_norm']}; batch: {names}. No weight was changed by this step; "
+            "look at these files, or lower the rate (optim.lr), or clip (optim.clip_norm=1), then --resume."
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return logs
+
+
+def fit(
+    fabric: Fabric,
+    task: Task,
+    groups: list[dict[str, object]],
+    batches: Callable[[int], Iterator[Batch]],
+    options: FitOptions,
+    folder: Path,
+    log: RunLog,
+) -> Path:
+    """Trains `task` for `options.total` steps and returns the folder of its checkpoints.
+
+    `batches(start)` yields the batches from micro-step `start` on, always the same for the same `start`: with the
+    checkpoint's step number that makes a resumed run equal to an uninterrupted one. Only `task(batch)` is called.
+    """
+    names, checkpoints = trainable_names(task), folder / "checkpoints" / options.stage
+    optimizer = make_optimizer(groups)
+    module, optimizer = fabric.setup(task, optimizer)
+    done = saved_steps(checkpoints)
+    start = done[-1] if options.resume and done else 0
+    if start > options.total:
+        raise UserError(f"{checkpoints}: holds step {start}, but this run has only {options.total}; restore its config or choose another --output-dir.")
+    if start:
+        load_checkpoint(fabric, checkpoints, start, module, optimizer, names)
+    log.rewind(options.stage, start)
+    if start < options.total:
+        _run(fabric, module, optimizer, batches, options, (start, names, checkpoints), log)
+    return checkpoints
+
+
+def _run(
+    fabric: Fabric,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[int], Iterator[Batch]],
+    options: FitOptions,
+    where: tuple[int, list[str], Path],
+    log: RunLog,
+) -> None:
+    start, names, checkpoints = where
+    progress = Progress(options.stage, options.total, start, enabled=fabric.is_global_zero, every=options.log_every)
+    stream, skipped, clock = batches(start * options.optim.accumulate), {}, time.monotonic()
+    module.train()
+    for step in range(start, options.total):
+        micro = [next(stream).to(fabric.device) for _ in range(options.optim.accumulate)]
+        for batch in micro:
+            skipped.update(batch.skipped)
+        waited = time.monotonic() - clock
+        lr = set_lr(optimizer, lr_factor(step, total=options.total, warmup=options.optim.warmup_steps))
+        logs = _step(fabric, module, optimizer, micro, step, options)
+        if step % options.log_every == 0 or step + 1 == options.total:
+            log.write(options.stage, step, {**logs, "lr": lr, "seconds": time.monotonic() - clock, "data_seconds": waited})
+        progress.update(step + 1, {"loss": logs["loss"], "lr": lr})
+        clock = time.monotonic()
+        if (step + 1) % options.save_every == 0 or step + 1 == options.total:
+            save_checkpoint(fabric, checkpoints, step + 1, module, optimizer, names)
+    progress.close()
+    if skipped:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:_WATCH_SKIPPED])
+        _log.warning("%d unreadable images were replaced by others: %s", len(skipped), shown)
