@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rsc_seg.errors import UserError, suggestion
@@ -148,6 +148,32 @@ class RunConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """The quick measure: which labelled images, how many seeds."""
+
+    train_split: str = "train"
+    val_split: str = "val"
+    train_every: int = 1  # every n-th image only
+    val_every: int = 1
+    linear_seeds: int = 3
+    linear_epochs: int = 20
+    kmeans_seeds: int = 3
+    coupling_pairs: int = 30
+    score_scale: float = 0.5  # labels are scored at this share of their height and width
+    best_layer: bool = True  # measure every layer of the untuned encoder and show the best
+
+
+@dataclass
+class EvaluateConfig:
+    """tools/evaluate.py and tools/visualize.py."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
 class RscvConfig:
     """tools/rscv_finetune.py."""
 
@@ -179,19 +205,30 @@ def _explain(error: Exception, where: str, schema: Any) -> UserError:
     return UserError(f"{where}: option '{key}': {text}" if key else f"{where}: {text}")
 
 
-def load_config(schema: type[T], path: Optional[str | Path] = None, overrides: Optional[list[str]] = None) -> T:
-    """Defaults of `schema`, then the YAML file, then `key=value` strings.
+def load_config(
+    schema: type[T],
+    path: Optional[str | Path] = None,
+    overrides: Optional[list[str]] = None,
+    *,
+    base: Optional[dict[str, Any]] = None,
+) -> T:
+    """Defaults of `schema`, then `base` (sections of another config), then the YAML file, then `key=value` strings.
 
     Raises UserError for a missing file, an unknown key (with the nearest known one) or a wrong type.
     """
-    merged = OmegaConf.structured(schema)
+    merged = OmegaConf.merge(OmegaConf.structured(schema), base or {})
     if path is not None:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such config file.")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+            loaded = OmegaConf.load(path)
+            if not isinstance(loaded, DictConfig):
+                raise UserError(f"{path}: a config file holds sections with options (backbone: ...), this one does not.")
+            merged = OmegaConf.merge(merged, loaded)
         except (OmegaConfBaseException, ValueError, OSError) as e:
             raise _explain(e, str(path), schema) from e
+        except UserError:
+            raise
         except Exception as e:  # the YAML reader's own errors share no base class that we may import
             raise UserError(f"{path}: not readable as YAML: {str(e).splitlines()[0]}") from e
     for item in overrides or []:

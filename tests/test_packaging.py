@@ -18,15 +18,16 @@ ROOT = Path(__file__).parent.parent
 OPTIONAL = ("detectron2", "xformers", "matplotlib", "tensorboard", "wandb", "webdataset")
 OPTIONAL += ("sklearn", "skimage", "imgviz", "pydensecrf", "lvis")
 
+# the blocked packages are absent, to `import` and to importlib.util.find_spec alike
 BLOCKED_IMPORT = """
-import importlib, importlib.abc, sys
+import importlib, importlib.machinery, sys
 
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {blocked!r} else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path = [Finder if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
 for name in {modules!r}:
     importlib.import_module(name)
     print(name)

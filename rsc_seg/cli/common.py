@@ -4,10 +4,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any, TypeVar
 
-from rsc_seg.config import RscvConfig, load_config, to_yaml
+from rsc_seg.config import load_config, to_yaml
 from rsc_seg.errors import UserError
 
+C = TypeVar("C")
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -67,8 +69,8 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any option by its name; the last word")
 
 
-def config_from(args: argparse.Namespace) -> RscvConfig:
-    """Defaults, then --config, then the named flags, then key=value."""
+def config_from(args: argparse.Namespace, schema: type[C], base: dict[str, Any] | None = None) -> C:
+    """Defaults of `schema`, then `base`, then --config, then the named flags, then key=value."""
     named = {
         "backbone.name": args.backbone,
         "backbone.weights": args.weights,
@@ -76,9 +78,9 @@ def config_from(args: argparse.Namespace) -> RscvConfig:
         "run.device": args.device,
     }
     flags = [f"{key}={value}" for key, value in named.items() if value is not None]
-    return load_config(RscvConfig, args.config, flags + args.overrides)
+    return load_config(schema, args.config, flags + args.overrides, base=base)
 
 
-def print_config(config: RscvConfig) -> None:
+def print_config(config: Any) -> None:
     """The resolved configuration on stdout."""
     say(to_yaml(config))

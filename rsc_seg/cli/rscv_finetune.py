@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rsc_seg.cli.common import config_from, make_parser, print_config, run_command, say
+from rsc_seg.config import RscvConfig
 
 _EPILOG = """examples:
   rscv_finetune.py --backbone dinov2_vitb14 data.root=/data/coco
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     def command() -> None:
-        config = config_from(args)
+        config = config_from(args, RscvConfig)
         if args.print_config:
             print_config(config)
             return

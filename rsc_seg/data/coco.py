@@ -1,6 +1,7 @@
 """COCO's layout: where the images of a split lie, and panoptic segments as contiguous classes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Optional
 
@@ -41,7 +42,7 @@ def coco_splits(storage: Storage) -> list[str]:
     for base in ("", "images"):
         for child in storage.children(base):
             stem = child.removesuffix(".zip")
-            if stem[-4:].isdigit() and stem[:-4].isalpha():
+            if re.fullmatch(r"(train|val|test|unlabeled)\d{4}", stem):
                 found.add(stem.removesuffix("2017"))
     return sorted(found)
 

@@ -31,9 +31,7 @@ PHOTOS: dict[str, Photo] = {
         *_SKIMAGE, "data/astronaut.png", "portrait of Eileen Collins in a space suit", "NASA", "public domain"
     ),
     "chelsea": Photo(*_SKIMAGE, "data/chelsea.png", "a cat's head", "Stefan van der Walt", "CC0"),
-    "coffee": Photo(
-        *_SKIMAGE, "data/coffee.png", "a cup of espresso", "Rachel Michetti, Pikolo Espresso Bar", "CC0"
-    ),
+    "coffee": Photo(*_SKIMAGE, "data/coffee.png", "a cup of espresso", "Rachel Michetti, Pikolo Espresso Bar", "CC0"),
     "rocket": Photo(*_SKIMAGE, "data/rocket.jpg", "a rocket at dusk", "SpaceX", "public domain"),
     "motorcycle_left": Photo(
         *_SKIMAGE,

@@ -268,7 +268,9 @@ def _open_panoptic(storage: Storage, split: str) -> LabelledSet:
 
 def labelled_kind(storage: Storage) -> Optional[str]:
     """The kind of labelled set that lies there, by its folders; None when it is none of them."""
-    if (storage.root / "classes.json").is_file():
+    if storage.has("scenes.json"):
+        return "scenes"
+    if storage.has("classes.json"):
         return "plain"
     if any(n.startswith("panoptic_") for n in storage.children("annotations")) and coco_splits(storage):
         return "coco"
@@ -294,10 +296,10 @@ def open_labelled(
     missing labels.
     """
     require_choice("data.kind", kind, KINDS)
-    storage = open_storage(str(_scenes_folder(root)) if kind == "scenes" else root)
-    found_kind = labelled_kind(storage) if kind == "auto" else kind
+    found_kind = labelled_kind(open_storage(root)) if kind == "auto" else kind
     if found_kind is None:
-        raise UserError(f"{storage.root}: no known layout of a labelled set (data.kind=auto); see docs/data.md.")
+        raise UserError(f"{root}: no known layout of a labelled set (data.kind=auto); see docs/data.md.")
+    storage = open_storage(_scenes_folder(root) if found_kind == "scenes" else root)
     found = (
         _open_panoptic(storage, split)
         if found_kind == "coco"

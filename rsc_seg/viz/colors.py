@@ -16,7 +16,7 @@ Array = np.ndarray
 # steps, so equal steps of a number look equally large and the picture survives a print in grey.
 _PATHS: dict[str, tuple[tuple[float, float, float], ...]] = {
     "affinity": ((0.20, 0.05, 285), (0.39, 0.11, 265), (0.58, 0.10, 205), (0.77, 0.15, 145), (0.96, 0.15, 105)),
-    "norm": ((0.20, 0.03, 320), (0.39, 0.13, 350), (0.58, 0.17, 28), (0.77, 0.14, 65), (0.96, 0.10, 100)),
+    "norm": ((0.28, 0.05, 320), (0.44, 0.13, 350), (0.61, 0.17, 28), (0.78, 0.14, 65), (0.96, 0.10, 100)),
     "difference": ((0.42, 0.13, 255), (0.69, 0.09, 245), (0.96, 0.00, 150), (0.69, 0.12, 55), (0.42, 0.13, 40)),
 }
 COLORMAPS = tuple(_PATHS)
@@ -90,11 +90,11 @@ def css_gradient(name: str) -> str:
 
 
 def default_palette(count: int) -> list[tuple[int, int, int]]:
-    """`count` RGB colours for class labels: hue by the golden angle, three lightness levels in turn."""
+    """`count` RGB colours for class labels: hue turns by the golden angle, lightness by another irrational step."""
     place = np.arange(count)
     hue = place * math.pi * (3 - math.sqrt(5))
-    lightness = np.array([0.72, 0.52, 0.84])[place % 3]
-    lab = np.stack([lightness, 0.14 * np.cos(hue), 0.14 * np.sin(hue)], axis=1)
+    lightness = 0.48 + 0.38 * ((place * 0.6823) % 1)
+    lab = np.stack([lightness, 0.13 * np.cos(hue), 0.13 * np.sin(hue)], axis=1)
     return [(int(r), int(g), int(b)) for r, g, b in np.round(_oklab_to_srgb(lab) * 255)]
 
 

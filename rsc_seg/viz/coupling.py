@@ -69,7 +69,7 @@ def coupling_maps(dense: Dense, a: Float[Tensor, "3 H W"], b: Float[Tensor, "3 H
 
 
 def difference_scale(examples: list[CouplingExample]) -> ColorScale:
-    """One scale, symmetric about zero, for `joint - alone` of all examples and models: pooled 99th percentile of size."""
+    """One scale, symmetric about zero, for `joint - alone` of all examples: pooled 99th percentile of size."""
     pooled = np.concatenate([(m.joint - m.alone).ravel() for e in examples for m in e.models.values()])
     reach = max(0.05, float(np.percentile(np.abs(pooled), 99)))
     return ColorScale(-reach, reach, "difference", "change of the cosine by encoding side by side")

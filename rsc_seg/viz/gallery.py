@@ -10,7 +10,7 @@ from PIL import Image
 from rsc_seg.config import require_choice
 from rsc_seg.errors import UserError
 from rsc_seg.viz.colors import ColorScale, colorize
-from rsc_seg.viz.coupling import CouplingExample, CouplingMaps, difference_scale
+from rsc_seg.viz.coupling import CouplingExample, difference_scale
 from rsc_seg.viz.maps import (
     UPSAMPLING,
     Features,
@@ -46,14 +46,14 @@ PCA_ABOUT = (
     "one basis and scale: equal colours mean equal features. Colours of different rows do not compare."
 )
 NORM_ABOUT = (
-    "Length of every token, from the smallest to the largest of all compared maps. Single bright tokens in flat regions "
-    "are the known high-norm artefacts of large vision transformers."
+    "Length of every token, from the smallest to the largest of all compared maps. Single bright tokens in flat "
+    "regions are the known high-norm artefacts of large vision transformers."
 )
 COUPLING_ABOUT = (
     "The pair is encoded side by side and each picture by itself; the maps show B's cosine with the query token of A. "
-    "Unrelated pictures should not change each other: the nearer the difference is to zero (pale), the less is coupled. "
-    "The numbers are the cosines with the best-matching token of the joint map (ring), side by side and alone. Features "
-    "that have collapsed also change little: look whether the maps still tell B's parts apart."
+    "Unrelated pictures should not change each other: the nearer the difference is to zero (pale), the less coupling. "
+    "The numbers are the cosines with the best-matching token of the joint map (ring), side by side and alone. "
+    "Features that have collapsed also change little: look whether the maps still tell B's parts apart."
 )
 
 
@@ -61,8 +61,9 @@ COUPLING_ABOUT = (
 class Shot:
     """A picture with every compared model's map (D, h, w) of it, in the order to show them.
 
-    `norms` holds norm maps (h, w) measured elsewhere, for example before the final norm, which evens norms out; if it is
-    empty, they are taken from `maps` (the two are never mixed). `queries` are tokens chosen by hand; without them the fixed rule places them.
+    `norms` holds norm maps (h, w) measured elsewhere, for example before the final norm, which evens norms out; if it
+    is empty, they are taken from `maps` (the two are never mixed). `queries` are tokens chosen by hand; without them
+    the fixed rule places them.
     """
 
     name: str
@@ -202,58 +203,54 @@ def norm_group(
     )
 
 
+def _plain(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.convert("RGB").resize((2 * size[1], 2 * size[0]), Image.Resampling.LANCZOS)
+
+
 def _coupling_row(
-    alt: str, name: str, maps: CouplingMaps, cosine: ColorScale, change: ColorScale, mode: str
+    example: CouplingExample, name: str, cosine: ColorScale, change: ColorScale, mode: str
 ) -> list[Figure]:
+    maps, alt = example.models[name], f"{example.name}, {name}"
+    grid = (maps.joint.shape[0], maps.joint.shape[1])
     joint, alone = maps.levels
     ends = f"{_signed(change.low)} (blue) to {_signed(change.high)} (brown)"
-    parts = (
-        ("alone", maps.alone, cosine, f"best match {_signed(alone)}"),
-        ("side by side", maps.joint, cosine, f"best match {_signed(joint)}"),
+    found = draw_ring(_plain(example.image_b, enlarged(grid)), maps.match, grid)
+    row = [Figure(found, f"{alt}: B, a ring round the token most like the query", f"{name}: best match", tokens=False)]
+    for label, values, scale, note in (
+        ("alone", maps.alone, cosine, f"at the ring {_signed(alone)}"),
+        ("side by side", maps.joint, cosine, f"at the ring {_signed(joint)}"),
         ("difference", maps.joint - maps.alone, change, ends),
-    )
-    row = []
-    for label, values, scale, note in parts:
-        picture = draw_ring(map_picture(values, scale, mode), maps.match, values.shape)
-        row.append(
-            Figure(
-                picture,
-                f"{alt}, {label}: cosine of every token of B with the query of A; {note}",
-                f"{name}, {label}",
-                note,
-            )
-        )
+    ):
+        picture = draw_ring(map_picture(values, scale, mode), maps.match, grid)
+        row.append(Figure(picture, f"{alt}, {label}: cosine of B's tokens with the query of A; {note}", label, note))
     return row
 
 
 def coupling_groups(examples: Sequence[CouplingExample], mode: str = "nearest") -> list[FigureGroup]:
-    """Coupling examples: the pair, then a strip a model: B alone, B beside A, and the difference.
+    """Coupling examples: the pair, then a strip a model: the best match, B alone, B beside A, and the difference.
 
-    The cosine maps of the call share one scale and the differences another, symmetric one.
+    The cosine maps of the call share one scale and the differences another, symmetric one. UserError for an example
+    without models.
     """
     require_choice("upsampling", mode, UPSAMPLING)
     if not examples:
         return []
+    if not all(e.models for e in examples):
+        raise UserError("coupling examples: every example needs the maps of at least one model.")
     cosine = affinity_scale([m for e in examples for maps in e.models.values() for m in (maps.joint, maps.alone)])
-    cosine = replace(
-        cosine, quantity="cosine with the query token (the differences: ends of their scale stand below them)"
-    )
+    cosine = replace(cosine, quantity="cosine with the query token (differences: ends of their scale below them)")
     change = difference_scale(list(examples))
     groups = []
     for example in examples:
-        grid = next(iter(example.models.values())).joint.shape
-        height, width = enlarged((int(grid[0]), int(grid[1])))
+        shape = next(iter(example.models.values())).joint.shape
+        grid = (shape[0], shape[1])
+        height, width = enlarged(grid)
         pair = Image.new("RGB", (4 * width, 2 * height))
         for k, image in enumerate((example.image_a, example.image_b)):
-            pair.paste(
-                image.convert("RGB").resize((2 * width, 2 * height), Image.Resampling.LANCZOS), (k * 2 * width, 0)
-            )
-        pair = draw_cross(pair, example.query, (int(grid[0]), int(grid[1])), columns=(0, 2))
+            pair.paste(_plain(image, (height, width)), (2 * k * width, 0))
+        pair = draw_cross(pair, example.query, grid, columns=(0, 2))
         alt = f"{example.name}: A with the query cross at the left, B at the right"
-        rows = [[Figure(pair, alt, "A (query) | B", tokens=False, span=2)]]
-        rows += [
-            _coupling_row(f"{example.name}, {name}", name, maps, cosine, change, mode)
-            for name, maps in example.models.items()
-        ]
+        rows = [[Figure(pair, alt, "A with the query, B", tokens=False, span=2)]]
+        rows += [_coupling_row(example, name, cosine, change, mode) for name in example.models]
         groups.append(FigureGroup(example.name, rows, "", cosine, f"{COUPLING_ABOUT} {ENLARGED[mode]}", "Coupling"))
     return groups

@@ -80,7 +80,7 @@ def affinity_scale(maps: Sequence[Float[Array, "h w"]]) -> ColorScale:
 
 
 def affinity_levels(values: Float[Array, "h w"], query: Token, radius: float = FAR) -> tuple[float, float]:
-    """Mean cosine of the tokens within `radius` tokens of the query, itself left out, and of those beyond (NaN if none)."""
+    """Mean cosine of the tokens within `radius` tokens of the query (not itself) and of those beyond; NaN if none."""
     rows, columns = np.indices(values.shape)
     distance = np.hypot(rows - query[0], columns - query[1])
     near, far = (distance > 0) & (distance <= radius), distance > radius
@@ -113,9 +113,9 @@ def joint_pca(
 
     One basis and one scale a component serve every map, so equal colours mean equal features. That needs maps of
     one feature space: a tuned model and its start, or blocks of one model. The same width does not make two spaces one.
-    Rules: tokens are scaled to length 1 (`normalize`); `center` is `joint` (one mean) or `each` (every map loses its own
-    mean: a constant offset between models, which can fill a component, does not show); a component's sign makes its
-    largest loading positive; each component goes from its pooled `clip`-th to (100 - `clip`)-th percentile onto 0..255.
+    Rules: tokens are scaled to length 1 (`normalize`); `center` is `joint` (one mean) or `each` (every map loses its
+    own mean: a constant offset between models, which can fill a component, does not show); a component's sign makes
+    its largest loading positive; it goes from its pooled `clip`-th to (100 - `clip`)-th percentile onto 0..255.
     UserError when the widths differ.
     """
     require_choice("center", center, ("joint", "each"))

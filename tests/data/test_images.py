@@ -11,8 +11,12 @@ import pytest
 from PIL import Image, ImageFile
 
 from rsc_seg.data.images import ImageError, open_images
+from rsc_seg.data.scenes import SceneSet, write_scenes
+from rsc_seg.data.segmentation import open_labelled
 from rsc_seg.data.source import decode_image
 from rsc_seg.errors import UserError
+
+SMALL_SCENE = (160, 120)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -173,12 +177,28 @@ def test_camvid_gives_images_without_labels(tmp_path, layout):
 
 
 def test_auto_never_takes_label_files_for_images(tmp_path):
+    base = "ADEChallengeData2016"
     for part in ("images", "annotations"):
-        put(tmp_path / f"ade/{part}/training/1.png", encoded(picture().convert("L")))
-    assert names(open_images("auto", str(tmp_path / "ade"), "train")) == ["images/training/1.png"]
+        put(tmp_path / f"ade/{base}/{part}/training/1.png", encoded(picture().convert("L")))
+    assert names(open_images("auto", str(tmp_path / "ade"), "train")) == [f"{base}/images/training/1.png"]
     put(tmp_path / "c/leftImg8bit/val/ulm/u_leftImg8bit.png", encoded(picture()))
     put(tmp_path / "c/gtFine/val/ulm/u_gtFine_labelIds.png", encoded(picture().convert("L")))
     assert names(open_images("auto", str(tmp_path / "c"), "val")) == ["leftImg8bit/val/ulm/u_leftImg8bit.png"]
+
+
+def test_the_embedded_set(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "set", SceneSet(train=2, val=1, size=SMALL_SCENE))
+    for kind in ("scenes", "auto"):
+        train = open_images(kind, str(tmp_path / "set"), "train")
+        photographs = [n for n in names(train) if n.startswith("photographs/")]
+        assert len(photographs) == 10 and "photographs/chelsea" in photographs
+        assert names(train) == [*photographs, "train/images/000000.jpg", "train/images/000001.jpg"]
+        assert names(open_images(kind, str(tmp_path / "set"), "val")) == ["val/images/000000.jpg"]
+    assert train.load(0).mode == train.load(11).mode == "RGB" and train.load(11).size == SMALL_SCENE
+    labelled = open_labelled("auto", str(tmp_path / "set"), "val")
+    assert set(np.unique(labelled.labels(0)).tolist()) <= {*range(len(labelled.classes)), 255}
+    assert labelled.labels(0).shape == SMALL_SCENE[::-1]
+    assert names(pickle.loads(pickle.dumps(train))) == names(train)
 
 
 def test_auto_finds_shards(tmp_path):

@@ -22,7 +22,7 @@ SEEDS_PER_SPLIT = 1_000_000
 
 @dataclass(frozen=True)
 class SceneObject:
-    """The visible part of one thing: its number in `Scene.instances`, class name, box (x, y, width, height) and pixels."""
+    """The visible part of a thing: its number in `Scene.instances`, class, box (x, y, width, height) and pixels."""
 
     instance: int
     name: str

@@ -133,7 +133,7 @@ def dahlia(split: str) -> Sprite:
 
 @functools.cache
 def conifer(split: str) -> Sprite:
-    """The tree that the right (train) or left (val) border of a photograph cuts through, made whole by its mirror image."""
+    """The tree that the right (train) or left (val) border of a photograph cuts through, made whole by its mirror."""
     rgb = np.asarray(load_photo("china"))
     region = rgb[134:360, 568:640] if split == "train" else rgb[140:280, 75::-1]
     dark = region.mean(-1) < (150 if split == "train" else 135)
@@ -142,7 +142,7 @@ def conifer(split: str) -> Sprite:
 
 
 def cat_head(split: str) -> tuple[Sprite, tuple[Point, Point]]:
-    """The photographed head without its ears (the picture cuts them off), and where ears belong, in units of its height."""
+    """The photographed head without ears (the picture cuts them off), and where they belong, in units of its height."""
     sprite = _outlined("chelsea", _CAT_HEAD if split == "train" else _CAT_FACE)
     return sprite, ((0.22, 0.16), (sprite.width / sprite.height - 0.2, 0.14))
 

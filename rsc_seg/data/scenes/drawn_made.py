@@ -25,7 +25,9 @@ def car_side(rng: Rng, split: str, height: int) -> Sprite:
     body = np.clip(paint * gloss * np.ones((1, pad.alpha.shape[1], 1), np.float32), 0, 1)
     glass_tone = rng.uniform(0.12, 0.4)
     sky = np.linspace(1.7, 0.6, pad.alpha.shape[0], dtype=np.float32)[:, None, None] * glass_tone
-    glass = np.clip(sky * np.array([0.85, 0.95, 1.1], np.float32) * np.ones((1, pad.alpha.shape[1], 1), np.float32), 0, 1)
+    glass = np.clip(
+        sky * np.array([0.85, 0.95, 1.1], np.float32) * np.ones((1, pad.alpha.shape[1], 1), np.float32), 0, 1
+    )
     hood, rear = rng.uniform(0.42, 0.52), rng.uniform(0.3, 0.5)
     front_x, back_x = 2.12 + rng.uniform(-0.1, 0.1), rng.choice([0.18, 0.4, 0.62])
     roof_front, roof_back = front_x - rng.uniform(0.35, 0.5), back_x + rng.uniform(0.12, 0.35)
@@ -33,7 +35,15 @@ def car_side(rng: Rng, split: str, height: int) -> Sprite:
     pad.poly([(0.06, rear + 0.16), (back_x, rear + 0.08), (roof_back, top), (roof_front, top), (front_x, hood),
               (2.72, hood + 0.12), (2.84, 0.66), (2.84, 0.84), (0.04, 0.84)], body)  # fmt: skip
     low, inset = 0.44, 0.06
-    pad.poly([(back_x + 0.12, low), (roof_back + 0.04, top + inset), (roof_front - 0.02, top + inset), (front_x - 0.06, low)], glass)
+    pad.poly(
+        [
+            (back_x + 0.12, low),
+            (roof_back + 0.04, top + inset),
+            (roof_front - 0.02, top + inset),
+            (front_x - 0.06, low),
+        ],
+        glass,
+    )
     pillar = (roof_back + roof_front) / 2 + rng.uniform(-0.1, 0.1)
     pad.poly([(pillar - 0.03, top), (pillar + 0.03, top), (pillar + 0.03, 0.5), (pillar - 0.03, 0.5)], body)
     for x in (pillar, front_x - 0.04, back_x + 0.2):
@@ -60,9 +70,23 @@ def car_rear(rng: Rng, split: str, height: int) -> Sprite:
     for x in (0.06, w - 0.24):
         pad.poly([(x, 0.7), (x + 0.18, 0.7), (x + 0.18, 0.99), (x, 0.99)], _DARK)
     slope = rng.uniform(0.12, 0.2)
-    pad.poly([(slope, 0.04), (w - slope, 0.04), (w - 0.06, 0.42), (w - 0.02, 0.5), (w - 0.03, 0.86), (0.03, 0.86), (0.02, 0.5), (0.06, 0.42)], body)
+    pad.poly(
+        [
+            (slope, 0.04),
+            (w - slope, 0.04),
+            (w - 0.06, 0.42),
+            (w - 0.02, 0.5),
+            (w - 0.03, 0.86),
+            (0.03, 0.86),
+            (0.02, 0.5),
+            (0.06, 0.42),
+        ],
+        body,
+    )
     tone = rng.uniform(0.1, 0.4)
-    pad.poly([(slope + 0.05, 0.1), (w - slope - 0.05, 0.1), (w - 0.13, 0.41), (0.13, 0.41)], (tone, tone * 1.1, tone * 1.25))
+    pad.poly(
+        [(slope + 0.05, 0.1), (w - slope - 0.05, 0.1), (w - 0.13, 0.41), (0.13, 0.41)], (tone, tone * 1.1, tone * 1.25)
+    )
     pad.limb([(0.12, 0.53), (w - 0.12, 0.53)], 0.012, paint * 0.5)
     light = (0.7, 0.08, 0.06) if rng.random() < 0.6 else (0.97, 0.95, 0.82)
     for x in (0.05, w - 0.25):
@@ -92,9 +116,14 @@ def boat(rng: Rng, split: str, height: int) -> Sprite:
     pad.poly([(w * 0.02, top), (w * 0.99, top - 0.04), (w * 0.86, 1), (w * 0.1, 1)], planks)
     pad.limb([(w * 0.04, top + 0.01), (w * 0.96, top - 0.02)], 0.022, np.clip(hull * 1.4 + 0.1, 0, 1))
     if kind == 2:
-        pad.poly([(w * 0.12, top + 0.04), (w * 0.88, top + 0.02), (w * 0.78, top + 0.2), (w * 0.2, top + 0.2)], hull * 0.45)
+        pad.poly(
+            [(w * 0.12, top + 0.04), (w * 0.88, top + 0.02), (w * 0.78, top + 0.2), (w * 0.2, top + 0.2)], hull * 0.45
+        )
         for x in (0.35, 0.6):
-            pad.poly([(w * x, top), (w * (x + 0.06), top), (w * (x + 0.06), top + 0.2), (w * x, top + 0.2)], (0.5, 0.36, 0.22))
+            pad.poly(
+                [(w * x, top), (w * (x + 0.06), top), (w * (x + 0.06), top + 0.2), (w * x, top + 0.2)],
+                (0.5, 0.36, 0.22),
+            )
     return pad.finish().lit(rng, 0.3)
 
 
@@ -164,7 +193,10 @@ def building(rng: Rng, split: str, height: int, aspect: float) -> Sprite:
             pad.poly([(x - wide / 2 - 0.008, y - tall / 2 - 0.01), (x + wide / 2 + 0.008, y - tall / 2 - 0.01),
                       (x + wide / 2 + 0.008, low + 0.01), (x - wide / 2 - 0.008, low + 0.01)], trim)  # fmt: skip
             pane = (tone * 0.9, tone, tone * 1.15) if low < 1 else trim * 0.45
-            pad.poly([(x - wide / 2, y - tall / 2), (x + wide / 2, y - tall / 2), (x + wide / 2, low), (x - wide / 2, low)], np.clip(pane, 0, 1))
+            pad.poly(
+                [(x - wide / 2, y - tall / 2), (x + wide / 2, y - tall / 2), (x + wide / 2, low), (x - wide / 2, low)],
+                np.clip(pane, 0, 1),
+            )
             if low < 1:
                 pad.limb([(x, y - tall / 2), (x, low)], 0.006, trim)
     return pad.finish().lit(rng, 0.2)
@@ -182,7 +214,9 @@ def clutter(rng: Rng, split: str, height: int) -> Sprite:
     height = max(height // 3, 6)
     pad = Sketch(height, rng.uniform(0.9, 1.4))
     w = pad.width / pad.height
-    wood = photo_surface("wood", split, rng, height=pad.alpha.shape[0], width=pad.alpha.shape[1], zoom=max(pad.unit / 300, 0.3))
+    wood = photo_surface(
+        "wood", split, rng, height=pad.alpha.shape[0], width=pad.alpha.shape[1], zoom=max(pad.unit / 300, 0.3)
+    )
     pad.poly([(0.02, 0.02), (w - 0.02, 0.02), (w - 0.02, 1), (0.02, 1)], wood)
     for y in (0.06, 0.5, 0.94):
         pad.limb([(0.05, y), (w - 0.05, y)], 0.07, wood * 0.7)

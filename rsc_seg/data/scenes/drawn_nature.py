@@ -47,7 +47,9 @@ def person(rng: Rng, split: str, height: int) -> Sprite:
         pad.limb([elbow, hand], 0.048, skin if rng.random() < 0.4 else top * 0.85)
         pad.ellipse(hand, 0.028, 0.028, skin)
     w = 0.105 * wide
-    pad.poly([(c - w, 0.2), (c - 0.04, 0.165), (c + 0.04, 0.165), (c + w, 0.2), (c + 0.085, 0.54), (c - 0.085, 0.54)], top)
+    pad.poly(
+        [(c - w, 0.2), (c - 0.04, 0.165), (c + 0.04, 0.165), (c + w, 0.2), (c + 0.085, 0.54), (c - 0.085, 0.54)], top
+    )
     pad.limb([(c, 0.13), (c, 0.18)], 0.05, skin * 0.9)
     pad.ellipse((c, 0.078), 0.068, 0.074, hair)
     if rng.random() < 0.3:
@@ -96,8 +98,10 @@ def foliage(rng: Rng, split: str, shape: tuple[int, int], zoom: float) -> np.nda
     if rng.random() < 0.45:
         return surface * rng.uniform(0.8, 1.25)
     autumn = rng.random() < 0.25
-    color = random_color(rng, (0.4, 0.2, 0.05), (0.75, 0.5, 0.15)) if autumn else random_color(
-        rng, (0.08, 0.16, 0.06), (0.38, 0.5, 0.22)
+    color = (
+        random_color(rng, (0.4, 0.2, 0.05), (0.75, 0.5, 0.15))
+        if autumn
+        else random_color(rng, (0.08, 0.16, 0.06), (0.38, 0.5, 0.22))
     )
     return np.clip(tinted(surface, color, 0.42), 0, 1)
 
@@ -110,7 +114,9 @@ def tree(rng: Rng, split: str, height: int) -> Sprite:
     bark = random_color(rng, (0.15, 0.1, 0.07), (0.45, 0.36, 0.28))
     grain = bark * (1 + 0.25 * noise(rng, *shape, pad.unit * 0.05)[..., None])
     lean = rng.uniform(-0.04, 0.04)
-    pad.poly([(middle - 0.045, 1), (middle + 0.045, 1), (middle + lean + 0.02, 0.4), (middle + lean - 0.02, 0.4)], grain)
+    pad.poly(
+        [(middle - 0.045, 1), (middle + 0.045, 1), (middle + lean + 0.02, 0.4), (middle + lean - 0.02, 0.4)], grain
+    )
     trunk = pad.alpha > 0
     if rng.random() < 0.35:
         for tier in range(4):
@@ -143,7 +149,12 @@ def flowers(rng: Rng, split: str, height: int) -> Sprite:
         pad.limb([(x, y), (foot, 1)], 0.025, green * rng.uniform(0.7, 1.1))
         for _ in range(3):
             lx, ly = x + (foot - x) * rng.uniform(0.3, 1), rng.uniform(y + 0.25, 1)
-            pad.ellipse((lx + rng.uniform(-0.09, 0.09), min(ly, 0.95)), rng.uniform(0.04, 0.1), 0.03, green * rng.uniform(0.7, 1.3))
+            pad.ellipse(
+                (lx + rng.uniform(-0.09, 0.09), min(ly, 0.95)),
+                rng.uniform(0.04, 0.1),
+                0.03,
+                green * rng.uniform(0.7, 1.3),
+            )
     for x, y in sorted(spots, key=lambda s: s[1]):
         size, shade, tilt = rng.uniform(0.08, 0.13), rng.uniform(0.75, 1.12), rng.uniform(0, 1)
         leaves = int(rng.integers(5, 9))

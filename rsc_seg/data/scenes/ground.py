@@ -8,7 +8,7 @@ from rsc_seg.data.scenes.textures import noise, on_ground, photo_surface, random
 
 
 def paint_sky(canvas: Canvas) -> np.ndarray:
-    """Sky over the whole canvas: a photographed gradient or one of ours, with or without clouds. Returns the haze colour."""
+    """Sky over the whole canvas: a photographed gradient or a drawn one, often with clouds. Returns the haze colour."""
     rng, shape = canvas.rng, (canvas.height, canvas.width)
     if rng.random() < 0.4:
         crops = surface_crops("sky", canvas.split)

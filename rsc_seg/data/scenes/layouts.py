@@ -1,6 +1,6 @@
 """Five kinds of scene: street, park, shore, yard and close view."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -42,8 +42,10 @@ _MAKERS: dict[str, tuple[Maker, float, float]] = {  # name: drawing, height in m
 }
 
 
-def _place(canvas: Canvas, names: Sequence[str], near: float, far: float, on: np.ndarray | None = None) -> None:
-    """Things on the ground between two rows, far ones first; `on` limits where their feet may stand."""
+def _place(
+    canvas: Canvas, names: Sequence[str], near: float, far: float, on: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Things on the ground between two rows, far ones first; `on` says where the feet of some may stand."""
     rng = canvas.rng
     spots = sorted((float(far + (near - far) * rng.random() ** 0.8), str(name)) for name in names)
     for foot, name in spots:
@@ -52,8 +54,8 @@ def _place(canvas: Canvas, names: Sequence[str], near: float, far: float, on: np
         if height < 10:
             continue
         x = rng.uniform(0.02, 0.98) * canvas.width
-        if on is not None:
-            free = np.flatnonzero(on[min(int(foot), canvas.height - 1)])
+        if on is not None and name in on:
+            free = np.flatnonzero(on[name][min(int(foot), canvas.height - 1)])
             if len(free) == 0:
                 continue
             x = float(free[int(rng.integers(len(free)))])
@@ -109,9 +111,8 @@ def street(canvas: Canvas) -> None:
         canvas.fill(low, ground.wall_surface(canvas), "wall")
     ground.paint_trees(canvas, far + 0.04 * span, int(rng.integers(0, 4)), (0.2, 0.5))
     traffic = _bag(rng, 1, 5, car=5, motorcycle=2.5)
-    _place(canvas, traffic, canvas.height, far + 0.12 * span, road)
     others = _bag(rng, 2, 6, person=5, clutter=1.5, cat=0.7, flower=0.8, tree=0.7, ball=0.5)
-    _place(canvas, others, canvas.height * 1.02, far + 0.15 * span)
+    _place(canvas, traffic + others, canvas.height * 1.02, far + 0.13 * span, {"car": road, "motorcycle": road})
     _front(canvas, 0.15)
 
 
@@ -137,9 +138,16 @@ def park(canvas: Canvas) -> None:
         x, y = rng.uniform(0.1, 0.9) * canvas.width, far + span * rng.uniform(0.2, 0.5)
         rows, cols = np.mgrid[: canvas.height, : canvas.width]
         rim = 1 + 0.15 * np.sin(np.arctan2(rows - y, cols - x) * 3 + rng.uniform(0, 6))
-        pond = ((cols - x) / (canvas.width * rng.uniform(0.2, 0.5))) ** 2 + ((rows - y) / (span * rng.uniform(0.1, 0.25))) ** 2 < rim
+        pond = ((cols - x) / (canvas.width * rng.uniform(0.2, 0.5))) ** 2 + (
+            (rows - y) / (span * rng.uniform(0.1, 0.25))
+        ) ** 2 < rim
         canvas.fill(pond & lawn, ground.water_surface(canvas, haze), "water")
-    _place(canvas, _bag(rng, 3, 8, person=3, cat=2, ball=2, flower=3, tree=1.5, clutter=0.6), canvas.height * 1.03, far + 0.12 * span)
+    _place(
+        canvas,
+        _bag(rng, 3, 8, person=3, cat=2, ball=2, flower=3, tree=1.5, clutter=0.6),
+        canvas.height * 1.03,
+        far + 0.12 * span,
+    )
     _front(canvas, 0.15)
 
 
@@ -161,7 +169,13 @@ def shore(canvas: Canvas) -> None:
         height = max(canvas.size_at(foot, rng.uniform(1.0, 2.0)), 14)
         sprite = drawn_made.boat(rng, canvas.split, min(height, int(canvas.height * 0.5)))
         sprite = sprite.flipped() if rng.random() < 0.5 else sprite
-        canvas.paste(sprite.rotated(float(rng.uniform(-3, 3))), rng.uniform(0, 1) * canvas.width, float(foot), "boat", shadow=0.35)
+        canvas.paste(
+            sprite.rotated(float(rng.uniform(-3, 3))),
+            rng.uniform(0, 1) * canvas.width,
+            float(foot),
+            "boat",
+            shadow=0.35,
+        )
     if bank < canvas.height - 8:
         name = str(rng.choice(["grass", "grass", "road"]))
         land = ground.below(canvas, bank, span * 0.05, canvas.width / 3)
@@ -206,7 +220,11 @@ def close_view(canvas: Canvas) -> None:
         canvas.haze(0.1, haze)
     if rng.random() < 0.7:
         name = str(rng.choice(["grass", "road", "water"]))
-        surface = ground.water_surface(canvas, canvas.rgb.mean((0, 1))) if name == "water" else ground.ground_surface(canvas, name)
+        surface = (
+            ground.water_surface(canvas, canvas.rgb.mean((0, 1)))
+            if name == "water"
+            else ground.ground_surface(canvas, name)
+        )
         canvas.fill(ground.below(canvas, canvas.horizon + 2, 2.0), surface, name)
     canvas.soften(rng.uniform(0.8, 2.5) * canvas.height / 360)
     _close_things(canvas)

@@ -39,7 +39,7 @@ def _signed_area(loop: list[Vertex]) -> float:
 
 
 def _loops(part: np.ndarray) -> list[list[Vertex]]:
-    """Closed border lines with the part on their right, corners only; tight turns where two pixels touch at a corner."""
+    """Closed border lines with the part on their right, corners only; tight turns where pixels touch at a corner."""
     padded = np.pad(part, 1)
     ahead: dict[Vertex, list[Vertex]] = {}
     steps = ((-1, 0, (0, 0), (1, 0)), (0, 1, (1, 0), (0, 1)), (1, 0, (1, 1), (-1, 0)), (0, -1, (0, 1), (0, -1)))
@@ -55,7 +55,8 @@ def _loops(part: np.ndarray) -> list[list[Vertex]]:
 
 
 def _follow(ahead: dict[Vertex, list[Vertex]], first: Vertex) -> list[Vertex]:
-    corners, at, last = [], first, ahead[first][0]
+    corners: list[Vertex] = []
+    at, last = first, ahead[first][0]
     while True:
         choices = ahead[at]
         right = (-last[1], last[0])

@@ -53,7 +53,10 @@ class Sprite:
         """Light from one side, darker towards the outline and the foot, and blotches: what makes a flat patch solid."""
         h, w = self.alpha.shape
         side = rng.uniform(-1, 1)
-        ramp = side * np.linspace(-1, 1, w, dtype=np.float32)[None] - 0.5 * np.linspace(-1, 1, h, dtype=np.float32)[:, None]
+        ramp = (
+            side * np.linspace(-1, 1, w, dtype=np.float32)[None]
+            - 0.5 * np.linspace(-1, 1, h, dtype=np.float32)[:, None]
+        )
         inside = ndimage.gaussian_filter(self.alpha, max(h, w) / 18)
         light = 1 + strength * (0.5 * ramp + 0.6 * (inside - 0.75) + 0.3 * noise(rng, h, w, max(h, w) / 3))
         return Sprite(np.clip(self.rgb * light[..., None], 0, 1).astype(np.float32), self.alpha)
@@ -79,7 +82,9 @@ class Sketch:
         self.rgb = np.full((size[1], size[0], 3), 0.5, np.float32)
         self.alpha = np.zeros((size[1], size[0]), np.float32)
 
-    def _fill(self, box: tuple[float, float, float, float], draw: _Drawing, color: np.ndarray | Sequence[float]) -> None:
+    def _fill(
+        self, box: tuple[float, float, float, float], draw: _Drawing, color: np.ndarray | Sequence[float]
+    ) -> None:
         """Fill what `draw` draws inside `box` (pixels); only that part of the pad is touched."""
         rows, cols = self.alpha.shape
         x0, y0 = max(int(box[0]) - 1, 0), max(int(box[1]) - 1, 0)

@@ -58,7 +58,9 @@ def resize(array: Float[Map, "H W *C"], height: int, width: int) -> Float[Map, "
     """Bilinear (antialiased) resampling of a float array."""
     planes = array[..., None] if array.ndim == 2 else array
     bands = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(planes[..., c])).resize((width, height), Image.Resampling.BILINEAR))
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(planes[..., c])).resize((width, height), Image.Resampling.BILINEAR)
+        )
         for c in range(planes.shape[2])
     ]
     return np.stack(bands, -1).reshape(height, width, *array.shape[2:])
@@ -76,7 +78,9 @@ def noise(rng: Rng, height: int, width: int, cell: float, octaves: int = 3) -> F
     return total
 
 
-def mirror_tile(source: Float[Map, "h w 3"], height: int, width: int, rng: Rng, patches: int = 1) -> Float[Map, "H W 3"]:
+def mirror_tile(
+    source: Float[Map, "h w 3"], height: int, width: int, rng: Rng, patches: int = 1
+) -> Float[Map, "H W 3"]:
     """A random window of the plane that the source and its mirror images tile.
 
     More than one patch: blobs about as large as the source, each at its own place in it, which hides the mirrors.

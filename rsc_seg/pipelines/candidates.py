@@ -1,0 +1,103 @@
+"""The encoders of a comparison: the untuned one, its controls, and what a run made of it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rsc_seg.config import BackboneConfig
+from rsc_seg.errors import UserError
+from rsc_seg.models.build import build_backbone
+from rsc_seg.models.encoder import DenseEncoder
+from rsc_seg.models.refiner import Refiner
+from rsc_seg.models.refiner_file import load_refiner
+from rsc_seg.models.weights_info import WeightsInfo, sidecar_path
+
+Maps = Callable[[Tensor], Tensor]
+UNTUNED = "untuned, last layer"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One encoder of a comparison. `dense`: (B,3,H,W) normalised -> (B,D,h,w). `pair`: the same for two images side by
+    side, where that differs. `norms`: (B,h,w) token norms before the final norm, where they exist."""
+
+    name: str
+    dense: Maps
+    note: str = ""
+    pair: Optional[Maps] = None
+    norms: Optional[Maps] = None
+
+
+def encoder_candidate(name: str, encoder: DenseEncoder, device: torch.device, note: str = "") -> Candidate:
+    """A plain encoder on `device`."""
+
+    def norms(x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w"]:
+        tokens = encoder.tokens(x.to(device))[:, encoder.num_prefix_tokens :]
+        return tokens.float().norm(dim=-1).unflatten(1, encoder.grid(x.shape[-2], x.shape[-1]))
+
+    return Candidate(name, lambda x: encoder.dense(x.to(device)), note, norms=norms)
+
+
+def layer_candidate(encoder: DenseEncoder, layer: int, device: torch.device, note: str) -> Candidate:
+    """One earlier layer of an encoder through the final norm."""
+    return Candidate(f"untuned, layer {layer} (best)", lambda x: encoder.intermediates(x.to(device), [layer], norm=True)[0], note)
+
+
+def refiner_candidate(encoder: DenseEncoder, refiner: Refiner, device: torch.device) -> Candidate:
+    """The Refiner with the whole image as its one region; of a pair, each half is a region."""
+
+    def dense(x: Tensor) -> Tensor:
+        return refiner.whole_image(refiner.early(encoder, x.to(device)))
+
+    def pair(x: Tensor) -> Tensor:
+        height, width = x.shape[-2], x.shape[-1] // 2
+        halves = torch.tensor([[0.0, 0.0, width, height], [width, 0.0, 2 * width, height]], device=device)
+        h, w = encoder.grid(height, width)
+        tokens = refiner(refiner.early(encoder, x.to(device)), halves.expand(len(x), 2, 4), (h, w))
+        # (2B, L, D) -> (B, D, h, 2w): halves side by side
+        return tokens.unflatten(0, (len(x), 2)).unflatten(2, (h, w)).permute(0, 4, 2, 1, 3).flatten(3)
+
+    return Candidate("Refiner", dense, "the whole image as one region; of a pair, each image is a region of its own", pair)
+
+
+def _alpha(path: Path) -> Optional[float]:
+    sidecar = sidecar_path(path)
+    return json.loads(sidecar.read_text(encoding="utf-8")).get("training", {}).get("alpha") if sidecar.is_file() else None
+
+
+def checkpoint_candidate(path: Path, name: str, config: BackboneConfig, device: torch.device) -> Candidate:
+    """A tuned encoder from a file, checked against the backbone of `config`; its blend stands in its name."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint.")
+    encoder, _ = build_backbone(dataclasses.replace(config, weights=str(path), position_rule="auto", last_block="auto", depth=None), device)
+    alpha = _alpha(path)
+    return encoder_candidate(name if alpha is None else f"{name}, alpha {alpha:g}", encoder, device)
+
+
+def run_candidates(folder: Path, config: BackboneConfig, encoder: DenseEncoder, device: torch.device) -> list[Candidate]:
+    """What a run folder holds, in the order of the tables: SCD control, Refiner, student at alpha 1 and as exported."""
+    found = []
+    if (folder / "control.safetensors").is_file():
+        found.append(checkpoint_candidate(folder / "control.safetensors", "SCD control", config, device))
+    if (folder / "refiner.safetensors").is_file():
+        found.append(refiner_candidate(encoder, load_refiner(folder / "refiner.safetensors", encoder)[0].to(device), device))
+    for file in ("student_alpha1.safetensors", "student.safetensors"):
+        if (folder / file).is_file():
+            found.append(checkpoint_candidate(folder / file, "student", config, device))
+    names = [c.name for c in found]
+    if not found:
+        raise UserError(f"{folder}: no refiner.safetensors or student.safetensors here; train first or finish the run with --resume.")
+    return [c for i, c in enumerate(found) if c.name not in names[:i]]  # alpha 1 exported as the default: one row
+
+
+def untuned(config: BackboneConfig, device: torch.device) -> tuple[DenseEncoder, WeightsInfo, Candidate]:
+    """The encoder that everything is compared with."""
+    encoder, info = build_backbone(config, device)
+    return encoder, info, encoder_candidate(UNTUNED, encoder, device)
