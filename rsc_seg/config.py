@@ -31,7 +31,7 @@ class BackboneConfig:
 class DataConfig:
     """Training images."""
 
-    kind: str = "auto"  # auto | folder | zip | coco | camvid | webdataset | scenes
+    kind: str = "auto"  # auto | folder | zip | coco | camvid | webdataset | scenes | ade20k | cocostuff | cityscapes
     root: Optional[str] = None  # null is allowed only for `scenes`
     split: str = "train"
     limit: Optional[int] = None  # first images only
@@ -184,6 +184,7 @@ class RscvConfig:
     refine: RefineStageConfig = field(default_factory=RefineStageConfig)
     distill: DistillStageConfig = field(default_factory=DistillStageConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 

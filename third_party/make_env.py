@@ -116,7 +116,9 @@ def install_packages() -> None:
     if not call(*pip, "--version", quiet=True) and not call(PYTHON, "-m", "ensurepip", "--default-pip", quiet=True):
         raise EnvError(f"{VENV} has no pip and cannot get one; remove the folder and run make again.")
     probe = UNFINISHED.parent / "rsc-seg-probe"
-    if not call(*pip, "download", "-q", "--no-deps", "--no-cache-dir", "-d", probe, pinned(PROBE), quiet=True):
+    if not call(
+        *pip, "download", "--retries", "1", "--no-deps", "--no-cache-dir", "-d", probe, pinned(PROBE), quiet=True
+    ):
         raise EnvError(
             f"no package index answers ({pinned(PROBE)} could not be downloaded): check the network and "
             "`pip config list`; without a network see docs/install.md."
@@ -145,7 +147,8 @@ def install_detectron2() -> None:
 
 def install_project() -> None:
     """This checkout, editable, with its console scripts."""
-    if not call(PYTHON, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-e", ROOT):
+    command = (PYTHON, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-e", ROOT)
+    if not call(*command, env={"PYTHONWARNINGS": "ignore"}):  # setuptools warns about every editable installation
         raise EnvError("the project could not be installed into .venv (the reason stands above).")
 
 

@@ -5,6 +5,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Optional
 
 import numpy as np
@@ -165,6 +166,15 @@ class SelectedImages(ImageSource):
     def read(self, i: int) -> bytes:
         source, j = self.picks[i]
         return source.read(j)
+
+
+def load_image_file(path: Path) -> Image.Image:
+    """One picture from a file, upright and in RGB; raises ImageError that names it."""
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ImageError(f"{path}: cannot be read ({e.strerror or e}).") from e
+    return decode_image(data, str(path))
 
 
 def thinned(count: int, limit: Optional[int], every: int) -> range:

@@ -18,7 +18,7 @@ from rsc_seg.files import atomic_write
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("rsc-seg", "torch", "torchvision", "timm", "lightning-fabric", "xformers", "numpy", "pillow")
-_FREE = ("run", "cache")  # sections that may differ when a run is resumed
+_FREE = ("run", "cache", "probe")  # sections that may differ when a run is resumed
 
 
 def git_commit() -> str:

@@ -30,12 +30,14 @@ class ProbeRow:
 
     `pair_fn` encodes two images side by side for the coupling ratio; None: `feature_fn`. A Refiner, which looks at one
     region at a time, needs its own: both halves of the joined image refined as regions and put side by side.
+    `norm_fn` gives token norms (B, h, w) before the final norm, which evens them out; None: no norm statistics.
     """
 
     name: str
     feature_fn: FeatureFn
     note: str = ""
     pair_fn: Optional[FeatureFn] = None
+    norm_fn: Optional[NormFn] = None
 
 
 def check_sets(train: LabelledSet, val: LabelledSet) -> None:

@@ -209,9 +209,10 @@ def draw_ring(picture: Image.Image, token: Token, grid: tuple[int, int]) -> Imag
     """A copy with a white, dark-edged ring round a token of the `grid` (h, w): the answer to a query, not the query."""
     out = picture.convert("RGB").copy()
     x, y = out.width * (token[1] + 0.5) / grid[1], out.height * (token[0] + 0.5) / grid[0]
-    radius = max(6.0, 0.04 * min(out.size))
+    radius = max(6.0, 0.045 * min(out.size))
+    line = max(2, round(radius * 0.25))
     draw = ImageDraw.Draw(out)
-    for color, edge, width in (((20, 20, 20), 2, 6), ((255, 255, 255), 0, 2)):
+    for color, edge, width in (((20, 20, 20), line, 3 * line), ((255, 255, 255), 0, line)):
         reach = radius + edge
         draw.ellipse((x - reach, y - reach, x + reach, y + reach), outline=color, width=width)
     return out

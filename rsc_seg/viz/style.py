@@ -1,6 +1,6 @@
 """The report's look: one table of colours for light and dark, the style sheet and the small script."""
 
-# name: (light, dark); s0..s5 are series colours, told apart also by the usual kinds of colour blindness
+# name: (light, dark); s0..s5 are series colours, which dashes tell apart as well
 COLORS: dict[str, tuple[str, str]] = {
     "paper": ("#fdfcfa", "#15171a"),
     "panel": ("#f4f2ed", "#1e2125"),

@@ -38,7 +38,7 @@ def test_objects_describe_their_visible_pixels(scenes: dict[str, list[Scene]]) -
             mask = scene.instances == o.instance
             rows, cols = np.nonzero(mask)
             assert o.area == mask.sum() >= LEAST_AREA
-            assert o.bbox == (cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1)
+            assert list(o.bbox) == [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1]
             assert {SCENE_CLASSES[k] for k in np.unique(scene.semantic[mask])} == {o.name}
 
 

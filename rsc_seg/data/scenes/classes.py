@@ -26,7 +26,7 @@ class SceneClass:
 CLASS_TABLE: tuple[SceneClass, ...] = (
     SceneClass("sky", False, (120, 180, 235), 187, 156, 3, 23),
     SceneClass("building", False, (150, 80, 70), 197, 95, 2, 11),
-    SceneClass("wall", False, (205, 170, 125), 175, 170, 1, 12),
+    SceneClass("wall", False, (205, 170, 125), 199, 172, 1, 12),
     SceneClass("tree", False, (20, 105, 45), 184, 168, 5, 21),
     SceneClass("grass", False, (120, 200, 80), 193, 123, 10, 22),
     SceneClass("road", False, (110, 105, 125), 149, 148, 7, 7),

@@ -218,7 +218,7 @@ def close_view(canvas: Canvas) -> None:
         ground.paint_hedge(canvas, canvas.horizon + 4, canvas.height * rng.uniform(0.1, 0.4))
         ground.paint_buildings(canvas, canvas.horizon, 0.4)
         canvas.haze(0.1, haze)
-    if rng.random() < 0.7:
+    if background >= 0.65 or rng.random() < 0.7:
         name = str(rng.choice(["grass", "road", "water"]))
         surface = (
             ground.water_surface(canvas, canvas.rgb.mean((0, 1)))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rsc_seg.data.cache_dir import cache_dir
+from rsc_seg.cache_dir import cache_dir
 from rsc_seg.data.scenes.compose import (
     DEFAULT_SIZE,
     SEEDS_PER_SPLIT,
