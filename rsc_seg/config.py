@@ -1,4 +1,4 @@
-"""Every option of a run as typed dataclasses; YAML holds differences, `key=value` on the command line has the last word."""
+"""Every option of a run as typed dataclasses; YAML holds differences, `key=value` arguments have the last word."""
 
 import dataclasses
 import re
@@ -61,7 +61,9 @@ class RefinerConfig:
     """The Refiner (Eq. 8-12); every ablation of the paper is one of these values."""
 
     depth: Optional[int] = None  # K, the blocks of the head; null: 4 (S, B), 6 (L), 10 (g)
-    taps: Optional[list[int]] = None  # l1, l2 counted from 1; null: 4, 7 (12 blocks, K 4), 9, 14 (24 blocks, K 6), else by rule
+    taps: Optional[list[int]] = (
+        None  # l1, l2 counted from 1; null: 4, 7 (12 blocks, K 4), 9, 14 (24 blocks, K 6), else by rule
+    )
     hidden: int = 4096
     head: str = "clone"  # clone | random | exogenous | pacl
     placement: str = "early"  # early (RoIAlign before the head) | late (after it, Eq. 12)
@@ -202,7 +204,9 @@ def _explain(error: Exception, where: str, schema: Any) -> UserError:
     full = re.search(r"full_key: (\S+)", str(error))
     key = full.group(1) if full else ""
     if "not in" in text and key:
-        return UserError(f"{where}: there is no option '{key}'.{suggestion(key, _all_keys(schema))} --print-config lists all.")
+        return UserError(
+            f"{where}: there is no option '{key}'.{suggestion(key, _all_keys(schema))} --print-config lists all."
+        )
     return UserError(f"{where}: option '{key}': {text}" if key else f"{where}: {text}")
 
 
@@ -224,7 +228,9 @@ def load_config(
         try:
             loaded = OmegaConf.load(path)
             if not isinstance(loaded, DictConfig):
-                raise UserError(f"{path}: a config file holds sections with options (backbone: ...), this one does not.")
+                raise UserError(
+                    f"{path}: a config file holds sections with options (backbone: ...), this one does not."
+                )
             merged = OmegaConf.merge(merged, loaded)
         except (OmegaConfBaseException, ValueError, OSError) as e:
             raise _explain(e, str(path), schema) from e

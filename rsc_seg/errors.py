@@ -7,7 +7,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Input that cannot be used: the message names the file, key or shape and says what to do.
 
-    The command line prints the message as one line and exits with code 2; anything else is a bug and keeps its traceback.
+    The command line prints the message as one line and exits with code 2; anything else is a bug and keeps its
+    traceback.
     """
 
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,8 @@ def make_venv() -> None:
     if call(sys.executable, "-m", "venv", VENV, quiet=True):
         return
     uv = working_uv()  # Debian's python3 without python3-venv cannot seed pip; uv can
-    if not (uv and call(uv, "venv", "-q", "--seed", "--allow-existing", "--python", sys.executable, VENV)):
+    command = ("venv", "-q", "--seed", "--allow-existing", "--python", sys.executable, VENV)
+    if not (uv and call(uv, *command, env=uv_environment({}))):
         raise EnvError(
             f"{sys.executable} cannot make a virtual environment: install its venv package (on Debian and Ubuntu "
             "`apt install python3-venv`), check free disk space, or install uv."
@@ -104,39 +106,50 @@ def pip_settings() -> dict[str, str]:
 
 
 def uv_environment(settings: dict[str, str]) -> dict[str, str]:
-    """What makes uv use the index and certificates that pip would use; its own settings stand above these."""
-    wanted = {"UV_DEFAULT_INDEX": settings.get("index-url"), "SSL_CERT_FILE": settings.get("cert")}
-    own = {"UV_DEFAULT_INDEX": ("UV_DEFAULT_INDEX", "UV_INDEX_URL"), "SSL_CERT_FILE": ("SSL_CERT_FILE",)}
-    return {key: value for key, value in wanted.items() if value and not any(name in os.environ for name in own[key])}
+    """What makes uv use the index and certificates that pip would use; uv's own settings stand above these."""
+    wanted = {
+        "UV_DEFAULT_INDEX": settings.get("index-url"),
+        "SSL_CERT_FILE": settings.get("cert"),
+        "UV_SYSTEM_CERTS": "1",
+    }
+    taken = set(os.environ) | ({"UV_DEFAULT_INDEX"} if "UV_INDEX_URL" in os.environ else set())
+    return {key: value for key, value in wanted.items() if value and key not in taken}
+
+
+def require_pip() -> None:
+    """Raises EnvError unless .venv has pip or can be given one, and pip reaches an index or a folder of wheels."""
+    pip = (PYTHON, "-m", "pip")
+    if not call(*pip, "--version", quiet=True) and not call(PYTHON, "-m", "ensurepip", "--default-pip", quiet=True):
+        raise EnvError(f"{VENV} has no pip and cannot get one; remove the folder and run make again.")
+    with tempfile.TemporaryDirectory() as probe:
+        flags = ("--retries", "1", "--no-deps", "--no-cache-dir", "-d", probe)
+        if not call(*pip, "download", *flags, pinned(PROBE), quiet=True):
+            raise EnvError(
+                f"no package index answers ({pinned(PROBE)} could not be downloaded): check the network and "
+                "`pip config list`; without a network see docs/install.md."
+            )
+
+
+def usable_uv(settings: dict[str, str]) -> str | None:
+    """A uv of the machine or of the index; None where pip works from a folder alone, which uv would not know of."""
+    if "no-index" in settings:
+        return None
+    here = VENV / "bin" / "uv"
+    return working_uv() or (str(here) if call(PYTHON, "-m", "pip", "install", "-q", pinned("uv"), quiet=True) else None)
 
 
 def install_packages() -> None:
     """The lock, by uv where it can be had, by pip otherwise."""
-    pip = (PYTHON, "-m", "pip")
-    if not call(*pip, "--version", quiet=True) and not call(PYTHON, "-m", "ensurepip", "--default-pip", quiet=True):
-        raise EnvError(f"{VENV} has no pip and cannot get one; remove the folder and run make again.")
-    probe = UNFINISHED.parent / "rsc-seg-probe"
-    if not call(
-        *pip, "download", "--retries", "1", "--no-deps", "--no-cache-dir", "-d", probe, pinned(PROBE), quiet=True
-    ):
-        raise EnvError(
-            f"no package index answers ({pinned(PROBE)} could not be downloaded): check the network and "
-            "`pip config list`; without a network see docs/install.md."
-        )
-    shutil.rmtree(probe)
+    require_pip()
     settings = pip_settings()
-    uv = working_uv()
-    if not uv and not settings.keys() & {"no-index"} and call(*pip, "install", "-q", pinned("uv"), quiet=True):
-        uv = str(VENV / "bin" / "uv")
+    uv = usable_uv(settings)
     say(f"installing {LOCK.name} with {'uv' if uv else 'pip (slower than uv)'}; about 6 GB on disk on Linux")
-    if uv and "no-index" not in settings:
+    if uv:
         if call(uv, "pip", "install", "--python", PYTHON, "-r", LOCK, env=uv_environment(settings)):
             return
         say("uv failed; trying pip")
-    if not call(*pip, "install", "--progress-bar", "off", "-r", LOCK):
-        raise EnvError(
-            f"{LOCK.name} could not be installed (the reason stands above); run make again once it is mended."
-        )
+    if not call(PYTHON, "-m", "pip", "install", "--progress-bar", "off", "-r", LOCK):
+        raise EnvError(f"{LOCK.name} could not be installed (the reason stands above); mend that and run make again.")
 
 
 def install_detectron2() -> None:

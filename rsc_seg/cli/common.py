@@ -53,7 +53,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 def make_parser(prog: str, description: str, epilog: str = "") -> OneLineParser:
     """A parser with the flags that every training and measuring command has."""
-    parser = OneLineParser(prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_config_flags(parser)
     return parser
 

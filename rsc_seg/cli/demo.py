@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
 
         folder = args.output_dir
         run_rscv(config, folder, resume=(folder / "config.yaml").is_file())
-        evaluation = EvaluateConfig(config.backbone, dataclasses.replace(config.data, every=1, limit=None), config.probe, config.run)
+        evaluation = EvaluateConfig(
+            config.backbone, dataclasses.replace(config.data, every=1, limit=None), config.probe, config.run
+        )
         result = run_probe(evaluation, run=folder)
         save_json(result, folder / "probe.json")
         say(text_table(result))

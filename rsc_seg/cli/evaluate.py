@@ -18,11 +18,17 @@ _EPILOG = """examples:
 
 
 def _parser() -> OneLineParser:
-    parser = OneLineParser(prog="evaluate.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="evaluate.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="probe|table", parser_class=OneLineParser)
-    probe = kinds.add_parser("probe", help="k-means, linear probe, affinity AP, coupling ratio and token norms on a labelled set")
+    probe = kinds.add_parser(
+        "probe", help="k-means, linear probe, affinity AP, coupling ratio and token norms on a labelled set"
+    )
     add_config_flags(probe)
-    probe.add_argument("--run", type=Path, help="run folder: backbone and data come from its config.yaml, rows from its files")
+    probe.add_argument(
+        "--run", type=Path, help="run folder: backbone and data come from its config.yaml, rows from its files"
+    )
     probe.add_argument("--checkpoint", type=Path, action="append", help="a tuned encoder (may be given several times)")
     probe.add_argument("--output", type=Path, help="JSON file (default: <run>/probe.json)")
     table = kinds.add_parser("table", help="mean and spread of several runs' probe.json over training seeds")
@@ -37,7 +43,11 @@ def _base(run: Path | None) -> dict[str, Any] | None:
 
     config = read_config(run)
     data = dataclasses.replace(config.data, every=1, limit=None)
-    return {"backbone": dataclasses.asdict(config.backbone), "data": dataclasses.asdict(data), "run": dataclasses.asdict(config.run)}
+    return {
+        "backbone": dataclasses.asdict(config.backbone),
+        "data": dataclasses.asdict(data),
+        "run": dataclasses.asdict(config.run),
+    }
 
 
 def _probe(args: argparse.Namespace) -> None:
@@ -55,7 +65,12 @@ def _probe(args: argparse.Namespace) -> None:
     output = args.output or (args.run / "probe.json" if args.run else None)
     if output is not None:
         save_json(result, output)
-    for line in (text_table(result), *result["remarks"], result["weights"]["note"], f"written: {output}" if output else ""):
+    for line in (
+        text_table(result),
+        *result["remarks"],
+        result["weights"]["note"],
+        f"written: {output}" if output else "",
+    ):
         if line:
             say(line)
 

@@ -22,9 +22,19 @@ def _size(text: str) -> list[int]:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = make_parser("visualize.py", __doc__, _EPILOG)
-    parser.add_argument("--checkpoint", type=Path, action="append", default=[], help="a tuned encoder, shown beside the untuned one (repeatable)")
-    parser.add_argument("--size", default="", metavar="HxW", help="pixels that pictures are squashed to (default: data.image_size)")
-    parser.add_argument("--maps", default="affinity,pca,norms,coupling", help="which maps, separated by commas (default: all)")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        default=[],
+        help="a tuned encoder, shown beside the untuned one (repeatable)",
+    )
+    parser.add_argument(
+        "--size", default="", metavar="HxW", help="pixels that pictures are squashed to (default: data.image_size)"
+    )
+    parser.add_argument(
+        "--maps", default="affinity,pca,norms,coupling", help="which maps, separated by commas (default: all)"
+    )
     parser.add_argument("--queries", type=int, default=3, help="query points of the affinity maps (default: 3)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/pictures"), help="default: runs/pictures")
     args = parser.parse_intermixed_args(argv)
@@ -44,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
         size = _size(args.size) if args.size else config.data.image_size
         from rsc_seg.pipelines.visualize import visualize
 
-        paths = visualize(config, images, args.checkpoint, kinds=kinds, size=size, queries=args.queries, folder=args.output_dir)
+        paths = visualize(
+            config, images, args.checkpoint, kinds=kinds, size=size, queries=args.queries, folder=args.output_dir
+        )
         for path in paths:
             say(str(path))
 

@@ -11,11 +11,13 @@ from rsc_seg.errors import UserError
 IGNORE = 255
 
 
-def joint_histogram(truth: Int[Tensor, "*P"], predicted: Int[Tensor, "*P"], num_truth: int, num_predicted: int) -> Int[Tensor, "T K"]:
+def joint_histogram(
+    truth: Int[Tensor, "*P"], predicted: Int[Tensor, "*P"], num_truth: int, num_predicted: int
+) -> Int[Tensor, "T K"]:
     """Counts how often truth t meets prediction k.
 
-    Both arguments have one shape and values in 0..num-1 (anything to be ignored is removed before). Returns int64 counts,
-    rows are truth.
+    Both arguments have one shape and values in 0..num-1 (anything to be ignored is removed before). Returns int64
+    counts, rows are truth.
     """
     pairs = truth.reshape(-1).long() * num_predicted + predicted.reshape(-1).long()
     return torch.bincount(pairs, minlength=num_truth * num_predicted).reshape(num_truth, num_predicted)
@@ -25,10 +27,10 @@ def joint_histogram(truth: Int[Tensor, "*P"], predicted: Int[Tensor, "*P"], num_
 class Scores:
     """Segmentation scores as fractions in 0..1; NaN where a score has no pixel to stand on.
 
-    `miou_present`: mean IoU over the classes that occur in the ground truth. `miou_union`: mean over the classes that occur
-    in the ground truth or in the predictions, so a class that is only predicted counts as 0. `macc`: mean recall over the
-    classes in the ground truth. `pacc`: share of right pixels. `fwiou`: IoU weighted by the share of ground-truth pixels.
-    `iou`: one value a class, NaN for a class that occurs in neither.
+    `miou_present`: mean IoU over the classes that occur in the ground truth. `miou_union`: mean over the classes that
+    occur in the ground truth or in the predictions, so a class that is only predicted counts as 0. `macc`: mean recall
+    over the classes in the ground truth. `pacc`: share of right pixels. `fwiou`: IoU weighted by the share of
+    ground-truth pixels. `iou`: one value a class, NaN for a class that occurs in neither.
     """
 
     miou_present: float
@@ -60,7 +62,9 @@ class ConfusionMatrix:
         Raises UserError when the shapes differ or a value is neither a class nor `ignore_index`.
         """
         if truth.shape != predicted.shape:
-            raise UserError(f"truth {tuple(truth.shape)} and prediction {tuple(predicted.shape)} differ in shape: resize one of them.")
+            raise UserError(
+                f"truth {tuple(truth.shape)} and prediction {tuple(predicted.shape)} differ in shape; resize one."
+            )
         valid = truth != self.ignore_index
         truth, predicted = truth[valid].long(), predicted[valid].long()
         found = predicted != self.ignore_index

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from rsc_seg.ops.attention import attend
@@ -40,7 +41,11 @@ def set_backend(module: nn.Module, backend: str) -> None:
 
 
 def value_block(block: nn.Module, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-    """A timm ViT block whose attention passes values through: residual, LayerScale and FFN are kept."""
-    attn: DenseAttention = block.attn
-    tokens = tokens + block.ls1(attn.values_only(block.norm1(tokens)))
+    """A timm ViT block whose attention passes values through: residual, LayerScale and FFN are kept.
+
+    Raises TypeError for a block without DenseAttention.
+    """
+    if not isinstance(block, Block) or not isinstance(block.attn, DenseAttention):
+        raise TypeError("value mode needs timm's ViT blocks with DenseAttention (create_trunk's attn_layer).")
+    tokens = tokens + block.ls1(block.attn.values_only(block.norm1(tokens)))
     return torch.add(tokens, block.ls2(block.mlp(block.norm2(tokens))))

@@ -1,8 +1,10 @@
 """One way in: a config section becomes an encoder with weights."""
 
 import dataclasses
+from typing import cast
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from rsc_seg.config import BackboneConfig, require_choice
 from rsc_seg.models.attention import DenseAttention, set_backend
@@ -31,7 +33,7 @@ def build_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -
     trunk.load_state_dict(state, strict=True)
     rule = info.position_rule if config.position_rule == "auto" else config.position_rule
     mode = info.last_block if config.last_block == "auto" else config.last_block
-    encoder = DenseEncoder(trunk, row, position_rule=rule, last_block=mode)
+    encoder = DenseEncoder(cast(VisionTransformer, trunk), row, position_rule=rule, last_block=mode)
     encoder.gradient_checkpointing = config.gradient_checkpointing
     set_backend(encoder, config.attention)
     info = dataclasses.replace(info, position_rule=rule, last_block=mode)

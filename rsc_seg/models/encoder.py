@@ -5,6 +5,7 @@ from typing import NamedTuple, Optional
 
 import torch
 from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +25,12 @@ class EarlyFeatures(NamedTuple):
     taps: Float[Tensor, "B K D h w"]
 
 
+def _required(parameter: Optional[Tensor], name: str) -> Tensor:
+    if parameter is None:
+        raise TypeError(f"DenseEncoder needs a trunk with {name}.")
+    return parameter
+
+
 def to_map(tokens: Float[Tensor, "B L D"], grid: tuple[int, int]) -> Float[Tensor, "B D h w"]:
     """Patch tokens, row by row, as a map."""
     return tokens.transpose(1, 2).unflatten(2, grid)
@@ -41,7 +48,7 @@ class BlockStack(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N D"], num_prefix_tokens: int) -> Float[Tensor, "B L D"]:
         """Prefix and patch tokens in, normalised patch tokens out."""
-        tokens = run_blocks(self.blocks, tokens, self.last_block, checkpointed=self.gradient_checkpointing)
+        tokens = run_blocks(list(self.blocks), tokens, self.last_block, checkpointed=self.gradient_checkpointing)
         return self.norm(tokens)[:, num_prefix_tokens:]
 
 
@@ -52,7 +59,11 @@ def run_blocks(
     for i, block in enumerate(blocks):
         value = last_block == "value" and i == len(blocks) - 1
         if checkpointed and torch.is_grad_enabled():
-            tokens = checkpoint(value_block, block, tokens, use_reentrant=False) if value else checkpoint(block, tokens, use_reentrant=False)
+            tokens = (
+                checkpoint(value_block, block, tokens, use_reentrant=False)
+                if value
+                else checkpoint(block, tokens, use_reentrant=False)
+            )
         else:
             tokens = value_block(block, tokens) if value else block(tokens)
     return tokens
@@ -65,7 +76,7 @@ class DenseEncoder(nn.Module):
     (the last block passes values only, CLIPSelf's dense path). Input: images normalised by `mean` and `std`.
     """
 
-    def __init__(self, trunk: nn.Module, row: BackboneRow, *, position_rule: str, last_block: str) -> None:
+    def __init__(self, trunk: VisionTransformer, row: BackboneRow, *, position_rule: str, last_block: str) -> None:
         super().__init__()
         if last_block not in LAST_BLOCKS:
             raise UserError(f"last_block={last_block}: must be one of {', '.join(LAST_BLOCKS)}.")
@@ -86,16 +97,18 @@ class DenseEncoder(nn.Module):
         return len(self.trunk.blocks)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Tokens in height and width of an image; UserError with the nearest valid size when the patch does not divide it."""
+        """Tokens in height and width of an image; UserError with the nearest valid size when the patch does not fit."""
         p = self.patch_size
         if height % p or width % p or min(height, width) < p:
             near = [max(p, round(s / p) * p) for s in (height, width)]
-            raise UserError(f"image of {height}x{width} pixels: {self.name} needs multiples of {p} (nearest: {near[0]}x{near[1]}).")
+            raise UserError(
+                f"image of {height}x{width} pixels: {self.name} needs multiples of {p} (nearest: {near[0]}x{near[1]})."
+            )
         return height // p, width // p
 
     def position_map(self, grid: tuple[int, int]) -> Float[Tensor, "D h w"]:
         """Position embeddings of the patches, resampled to `grid` by the encoder's rule."""
-        pos = self.trunk.pos_embed[0]
+        pos = _required(self.trunk.pos_embed, "learned position embeddings")[0]
         side = self.row.native_size // self.patch_size
         patches = pos[pos.shape[0] - side * side :]
         return resample_pos_embed(patches.transpose(0, 1).unflatten(1, (side, side)), grid, self.position_rule)
@@ -112,7 +125,9 @@ class DenseEncoder(nn.Module):
         patches = trunk.patch_embed(x).flatten(1, 2)  # (B, h, w, D) -> (B, L, D)
         pos = self.position_map(grid)[None] if positions is None else positions
         patches = patches + pos.flatten(2).transpose(1, 2)
-        cls = trunk.cls_token if trunk.no_embed_class else trunk.cls_token + trunk.pos_embed[:, :1]
+        cls = _required(trunk.cls_token, "a [CLS] token")
+        if not trunk.no_embed_class:
+            cls = cls + _required(trunk.pos_embed, "learned position embeddings")[:, :1]
         prefix = [cls] if trunk.reg_token is None else [cls, trunk.reg_token]
         tokens = torch.cat([t.expand(x.shape[0], -1, -1) for t in prefix] + [patches], dim=1)
         return trunk.norm_pre(tokens)
@@ -121,7 +136,7 @@ class DenseEncoder(nn.Module):
         """Blocks start..stop-1 (counted from 0); the encoder's last block in its own mode."""
         stop = self.depth if stop is None else stop
         mode = self.last_block if stop == self.depth else "full"
-        return run_blocks(self.trunk.blocks[start:stop], tokens, mode, checkpointed=self.gradient_checkpointing)
+        return run_blocks(list(self.trunk.blocks[start:stop]), tokens, mode, checkpointed=self.gradient_checkpointing)
 
     def tokens(
         self, x: Float[Tensor, "B 3 H W"], positions: Optional[Float[Tensor, "B D h w"]] = None
@@ -141,7 +156,7 @@ class DenseEncoder(nn.Module):
 
     def cls(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """The [CLS] token after the final norm; the last block attends in full, whatever the dense mode."""
-        tokens = run_blocks(self.trunk.blocks, self.embed(x), "full", checkpointed=self.gradient_checkpointing)
+        tokens = run_blocks(list(self.trunk.blocks), self.embed(x), "full", checkpointed=self.gradient_checkpointing)
         return self.trunk.norm(tokens)[:, 0]
 
     def intermediates(
@@ -169,9 +184,12 @@ class DenseEncoder(nn.Module):
         return EarlyFeatures(kept[blocks][:, :p], to_map(kept[blocks][:, p:], grid), stacked)
 
     def split(self, blocks: int) -> BlockStack:
-        """The last `blocks` blocks and the final norm (f_B), sharing this encoder's parameters; `early` is its other half."""
+        """The last `blocks` blocks and the final norm (f_B), sharing this encoder's parameters; what `early` leaves."""
         if not 0 < blocks < self.depth:
-            raise UserError(f"cannot take the last {blocks} of {self.depth} blocks of {self.name}: 1 to {self.depth - 1} are possible.")
+            raise UserError(
+                f"cannot take the last {blocks} of {self.depth} blocks of {self.name}: "
+                f"1 to {self.depth - 1} are possible."
+            )
         return BlockStack(list(self.trunk.blocks[self.depth - blocks :]), self.trunk.norm, self.last_block)
 
 

@@ -24,17 +24,23 @@ def default_taps(depth: int, head_blocks: int) -> tuple[int, int]:
     return _PAPER_TAPS.get((depth, head_blocks), (max(1, early // 2), max(1, early - 1)))
 
 
-def _mlp(width_in: int, hidden: int, width_out: int) -> nn.Sequential:
-    """Two layers with GELU between; the last one starts at zero, so that the Refiner starts at the frozen encoder."""
-    layers = nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width_out))
-    nn.init.zeros_(layers[2].weight)
-    nn.init.zeros_(layers[2].bias)
-    return layers
+def _mlp(width_in: int, hidden: int, width_out: int, *, last_std: float = 0.0) -> nn.Sequential:
+    """Two layers with GELU between; the last one starts at zero, so that the Refiner starts at the frozen encoder.
+
+    `last_std` above zero: the last layer starts with truncated normal weights of this deviation instead.
+    """
+    first, last = nn.Linear(width_in, hidden), nn.Linear(hidden, width_out)
+    if last_std > 0:
+        nn.init.trunc_normal_(last.weight, std=last_std)
+    else:
+        nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(first, nn.GELU(), last)
 
 
-def _reinitialise(blocks: nn.Module) -> None:
+def _reinitialise(module: nn.Module) -> None:
     """Fresh weights: truncated normal of 0.02, zero biases, norms and LayerScale at one."""
-    for m in blocks.modules():
+    for m in module.modules():
         if isinstance(m, nn.Linear):
             nn.init.trunc_normal_(m.weight, std=0.02)
             if m.bias is not None:
@@ -47,7 +53,7 @@ def _reinitialise(blocks: nn.Module) -> None:
 
 
 class ResidualEmbedder(nn.Module):
-    """PACL's vision embedder on normalised tokens: a linear layer (starts as identity) plus a two-layer branch (starts at zero)."""
+    """PACL's vision embedder on normalised tokens: a linear layer (starts as identity) plus an MLP (starts at zero)."""
 
     def __init__(self, norm: nn.Module, width: int, hidden: int) -> None:
         super().__init__()
@@ -73,7 +79,8 @@ def _make_head(encoder: DenseEncoder, kind: str, depth: int, hidden: int) -> nn.
     if kind in ("random", "exogenous"):
         _reinitialise(head.blocks)
     if kind == "exogenous":  # a new space needs its own norm
-        head.norm = nn.LayerNorm(encoder.embed_dim, eps=encoder.trunk.norm.eps)
+        head.norm.requires_grad_(True)
+        _reinitialise(head.norm)
     return head
 
 
@@ -91,7 +98,10 @@ class Refiner(nn.Module):
         require_choice("refiner.placement", config.placement, PLACEMENTS)
         depth = config.depth if config.depth is not None else min(encoder.row.head_blocks, encoder.depth - 1)
         if not 0 < depth < encoder.depth:
-            raise UserError(f"refiner.depth={depth}: {encoder.name} has {encoder.depth} blocks, so 1 to {encoder.depth - 1} are possible.")
+            raise UserError(
+                f"refiner.depth={depth}: {encoder.name} has {encoder.depth} blocks, "
+                f"so 1 to {encoder.depth - 1} are possible."
+            )
         on_top = config.head in ("exogenous", "pacl")
         self.front_depth = encoder.depth if on_top else encoder.depth - depth
         self.taps = self._checked_taps(encoder, config, depth)
@@ -103,16 +113,18 @@ class Refiner(nn.Module):
         self.inter = _mlp(2 * width, config.hidden, width) if config.inter else None
         self.region_cls: Optional[nn.Sequential] = None
         if config.region_cls and config.placement == "early" and config.head != "pacl":
-            self.region_cls = _mlp(width, config.hidden, width)
-            if not config.cls_residual:  # the paper to the letter: an ordinary MLP, nothing added
-                nn.init.trunc_normal_(self.region_cls[2].weight, std=0.02)
+            # without the residual, the paper to the letter: an ordinary MLP, nothing added
+            self.region_cls = _mlp(width, config.hidden, width, last_std=0.0 if config.cls_residual else 0.02)
 
     def _checked_taps(self, encoder: DenseEncoder, config: RefinerConfig, depth: int) -> tuple[int, ...]:
         if not config.inter:
             return ()
         taps = tuple(config.taps) if config.taps is not None else default_taps(encoder.depth, depth)
         if len(taps) != 2 or any(not 1 <= t <= self.front_depth for t in taps):
-            raise UserError(f"refiner.taps={list(taps)}: two blocks of f_A are needed, each from 1 to {self.front_depth} (counted from 1).")
+            raise UserError(
+                f"refiner.taps={list(taps)}: two blocks of f_A are needed, "
+                f"each from 1 to {self.front_depth} (counted from 1)."
+            )
         return taps
 
     def early(self, encoder: DenseEncoder, x: Float[Tensor, "B 3 H W"]) -> EarlyFeatures:

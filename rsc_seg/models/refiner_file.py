@@ -3,17 +3,19 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rsc_seg.config import RefinerConfig
 from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write_group
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.refiner import Refiner
+from rsc_seg.models.safetensors_file import save_tensors
 
 
 def _encoder_facts(encoder: DenseEncoder) -> dict[str, Any]:
@@ -26,15 +28,21 @@ def _encoder_facts(encoder: DenseEncoder) -> dict[str, Any]:
     }
 
 
-def save_refiner(path: Path, refiner: Refiner, config: RefinerConfig, encoder: DenseEncoder, training: dict[str, Any]) -> None:
+def save_refiner(
+    path: Path, refiner: Refiner, config: RefinerConfig, encoder: DenseEncoder, training: dict[str, Any]
+) -> None:
     """Writes `X.safetensors` and `X.json`, both whole or neither; UserError when the system refuses."""
-    tensors = {name: t.detach().float().cpu().contiguous() for name, t in refiner.state_dict().items()}
-    sidecar = {"kind": "refiner", "encoder": _encoder_facts(encoder), "refiner": dataclasses.asdict(config), "training": training}
+    sidecar = {
+        "kind": "refiner",
+        "encoder": _encoder_facts(encoder),
+        "refiner": dataclasses.asdict(config),
+        "training": training,
+    }
     text = json.dumps(sidecar, indent=2) + "\n"
     atomic_write_group(
         {
-            path.with_suffix(".json"): lambda p: p.write_text(text, encoding="utf-8") and None,
-            path: lambda p: save_file(tensors, p),
+            path.with_suffix(".json"): lambda p: p.write_text(text, encoding="utf-8"),
+            path: lambda p: save_tensors(p, refiner.state_dict()),
         }
     )
 
@@ -45,20 +53,23 @@ def load_refiner(path: Path, encoder: DenseEncoder) -> tuple[Refiner, dict[str, 
     Raises UserError for a missing or damaged file, or one that was trained on another encoder.
     """
     if not path.is_file() or not path.with_suffix(".json").is_file():
-        raise UserError(f"{path}: no Refiner here (it needs {path.name} and {path.with_suffix('.json').name}); run --stage refiner first.")
+        raise UserError(
+            f"{path}: no Refiner here (it needs {path.name} and {path.with_suffix('.json').name}); "
+            "run --stage refiner first."
+        )
     try:
         sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        facts, options = sidecar["encoder"], sidecar["refiner"]
+        facts, options = dict(sidecar["encoder"]), dict(sidecar["refiner"])
         tensors = load_file(path)
     except (ValueError, KeyError, TypeError, SafetensorError) as e:
         raise UserError(f"{path}: damaged or not a Refiner ({str(e).splitlines()[0]}).") from e
     for key, value in _encoder_facts(encoder).items():
         if facts.get(key) != value:
             raise UserError(f"{path}: trained with {key}={facts.get(key)}, this encoder has {key}={value}.")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RefinerConfig), options))
-    refiner = Refiner(encoder, config)  # type: ignore[arg-type]
     try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RefinerConfig), options))
+        refiner = Refiner(encoder, cast(RefinerConfig, config))
         refiner.load_state_dict(tensors, strict=True)
-    except RuntimeError as e:
+    except (RuntimeError, ValueError, OmegaConfBaseException) as e:
         raise UserError(f"{path}: does not fit its own description ({str(e).splitlines()[0]}).") from e
     return refiner.eval().requires_grad_(False), sidecar

@@ -51,11 +51,24 @@ def _dinov2(size: str, letter: str, dim: int, depth: int, head_blocks: int, regi
     )
 
 
-_SIZES = (("small", "s", 384, 12, 4), ("base", "b", 768, 12, 4), ("large", "l", 1024, 24, 6), ("giant", "g", 1536, 40, 10))
+_SIZES = (
+    ("small", "s", 384, 12, 4),
+    ("base", "b", 768, 12, 4),
+    ("large", "l", 1024, 24, 6),
+    ("giant", "g", 1536, 40, 10),
+)
 _ROWS = [_dinov2(*size, registers=reg) for reg in (False, True) for size in _SIZES]
 _TINY = {"embed_dim": 64, "depth": 4, "num_heads": 4}  # for tests and dry runs: no official weights exist
 _ROWS += [
-    replace(row, name=row.name.replace("vits14", "tiny14"), official_file="", embed_dim=64, depth=4, head_blocks=2, timm_args=_TINY)
+    replace(
+        row,
+        name=row.name.replace("vits14", "tiny14"),
+        official_file="",
+        embed_dim=64,
+        depth=4,
+        head_blocks=2,
+        timm_args=_TINY,
+    )
     for row in _ROWS
     if row.name.startswith("dinov2_vits14")
 ]

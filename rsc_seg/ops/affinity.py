@@ -28,9 +28,9 @@ def ranking_scores(
 ) -> tuple[Float[Tensor, "bands Q"], Float[Tensor, "bands Q"]]:
     """Average precision and ROC AUC of each row's ranking, once for every candidate mask; one sort serves all masks.
 
-    AP = sum over distinct similarities of (gain in recall) * precision, AUC = share of (positive, negative) pairs in the
-    right order with ties counted half: equal similarities share one rank, whatever their order in memory. Columns outside
-    a mask do not exist for it. Returns (AP, AUC) in float64; NaN for a row without positives or without negatives.
+    AP = sum over distinct similarities of (gain in recall) * precision, AUC = share of (positive, negative) pairs in
+    the right order with ties counted half: equal similarities share one rank, whatever their order in memory. Columns
+    outside a mask do not exist for it. Returns (AP, AUC) in float64; NaN for a row without positives or negatives.
     """
     ranked, order = similarity.sort(dim=1, descending=True)
     place = torch.arange(ranked.shape[1], device=ranked.device).expand_as(ranked)
@@ -68,9 +68,9 @@ def class_affinity(
 ) -> AffinityScores:
     """Each labelled token of one image ranks the image's other labelled tokens by cosine; positives share its class.
 
-    `labels` holds the class of a token or a negative number for a token without one; such tokens are neither queries nor
-    candidates. `grid` is (h, w) with h*w = L; distance is Euclidean between token centres, in tokens. Cosines are in
-    float32 and rounded to 6 decimals, so that tokens equal up to rounding tie. `chunk` queries are ranked at once.
+    `labels` holds the class of a token or a negative number for a token without one; such tokens are neither queries
+    nor candidates. `grid` is (h, w) with h*w = L; distance is Euclidean between token centres, in tokens. Cosines are
+    in float32 and rounded to 6 decimals, so that tokens equal up to rounding tie. `chunk` queries are ranked at once.
     Q is the number of labelled tokens, in their order.
     """
     keep = (labels >= 0).nonzero().squeeze(1)
@@ -78,11 +78,14 @@ def class_affinity(
     unit = F.normalize(tokens[keep].float(), dim=1)
     row, column = keep // grid[1], keep % grid[1]
     aps, aucs = [], []
-    for part in torch.arange(len(keep), device=keep.device).split(chunk):
+    for start in range(0, len(keep), chunk):
+        part = slice(start, start + chunk)
         cosine = (unit[part] @ unit.T).mul_(1e6).round_()
         positive = classes[part, None] == classes[None]
         squared = (row[part, None] - row[None]) ** 2 + (column[part, None] - column[None]) ** 2
-        candidates = [(squared > low * low) & (squared <= high * high) for low, high in bands]  # 0 < d: never the query itself
+        candidates = [
+            (squared > low * low) & (squared <= high * high) for low, high in bands
+        ]  # 0 < d: never the query itself
         ap, auc = ranking_scores(cosine, positive, candidates)
         aps.append(ap)
         aucs.append(auc)

@@ -55,7 +55,10 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name not in BACKENDS:
         raise UserError(f"attention={name}: must be one of {', '.join(BACKENDS)}.{suggestion(name, BACKENDS)}")
     if name == "xformers" and device.type != "cuda":
-        raise UserError(f"attention=xformers: xformers has no operator on '{device.type}', only on CUDA; use attention=auto or sdpa.")
+        raise UserError(
+            f"attention=xformers: xformers has no operator on '{device.type}', only on CUDA; "
+            "use attention=auto or sdpa."
+        )
     chosen, reason = ("sdpa" if name == "auto" else name), f"attention={name}"
     if device.type == "cuda" and name in ("auto", "xformers"):
         try:
@@ -63,7 +66,10 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
             chosen, reason = "xformers", "probe call worked"
         except Exception as e:  # xformers raises many kinds; each means that it cannot serve here
             if name == "xformers":
-                raise UserError(f"attention=xformers does not work on {device} with {dtype}: {_first_line(e)}; use attention=auto or sdpa.") from e
+                raise UserError(
+                    f"attention=xformers does not work on {device} with {dtype}: {_first_line(e)}; "
+                    "use attention=auto or sdpa."
+                ) from e
             reason = f"xformers: {_first_line(e)}"
     _log.info("attention backend on %s, %s: %s (%s)", device, dtype, chosen, reason)
     return chosen

@@ -19,7 +19,7 @@ def roi_map(
 
     Boxes are xyxy in pixels of the image behind `maps`. A box of the whole image at the map's own grid is the identity.
     """
-    # divided here and not by spatial_scale: 140 * (1 / 14) is above 10 in float32, and the adaptive sampling would double
+    # divided here, not by spatial_scale: 98 * (1 / 14) is above 7 in float32, and the adaptive sampling would double
     per_image = [b.float() / patch_size for b in boxes]
     with torch.autocast(maps.device.type, enabled=False):  # no bfloat16 kernel on CPU; float32 everywhere for equality
         return roi_align(maps.float(), per_image, output_size=grid, spatial_scale=1.0, sampling_ratio=0, aligned=True)

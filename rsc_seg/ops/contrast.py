@@ -66,9 +66,13 @@ def alignment_loss(
 ) -> Float[Tensor, ""]:
     """The loss called `name`: soft, infonce or cosine. UserError for another name."""
     if name == "soft":
-        return soft_target_loss(pred, target, temperature=temperature, target_temperature=target_temperature, normalize=normalize)
+        return soft_target_loss(
+            pred, target, temperature=temperature, target_temperature=target_temperature, normalize=normalize
+        )
     if name == "infonce":
         return infonce_loss(pred, target, temperature=temperature, normalize=normalize)
     if name == "cosine":
         return cosine_loss(pred, target)
-    raise UserError(f"refine.align.loss={name}: must be one of {', '.join(ALIGN_LOSSES)}.{suggestion(name, ALIGN_LOSSES)}")
+    raise UserError(
+        f"refine.align.loss={name}: must be one of {', '.join(ALIGN_LOSSES)}.{suggestion(name, ALIGN_LOSSES)}"
+    )

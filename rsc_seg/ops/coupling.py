@@ -1,4 +1,4 @@
-"""Coupling ratio (Eq. 15): how much of the likeness between two unrelated images comes from seeing them side by side."""
+"""Coupling ratio (Eq. 15): how much of the likeness of two unrelated images comes from seeing them side by side."""
 
 from typing import NamedTuple
 
@@ -18,13 +18,17 @@ class CouplingRatio(NamedTuple):
 
 
 def coupling_cosines(
-    joint_a: Float[Tensor, "La D"], joint_b: Float[Tensor, "Lb D"], alone_a: Float[Tensor, "La D"], alone_b: Float[Tensor, "Lb D"]
+    joint_a: Float[Tensor, "La D"],
+    joint_b: Float[Tensor, "Lb D"],
+    alone_a: Float[Tensor, "La D"],
+    alone_b: Float[Tensor, "Lb D"],
 ) -> tuple[Float[Tensor, " La"], Float[Tensor, " La"]]:
     """Numerators and denominators of Eq. 15 for one pair of images.
 
-    `joint_*`: the tokens of A and B cut out of the map of the joined image AB; `alone_*`: of each image by itself, in the
-    same order. For token i of A, j is the token of B with the highest cosine in the joint map (as the paper defines it);
-    the same j is read in the maps of the single images. Returns cos(A_i, B_j) joint and alone, float32, not centred.
+    `joint_*`: the tokens of A and B cut out of the map of the joined image AB; `alone_*`: of each image by itself, in
+    the same order. For token i of A, j is the token of B with the highest cosine in the joint map (as the paper defines
+    it); the same j is read in the maps of the single images. Returns cos(A_i, B_j) joint and alone: float32, not
+    centred.
     """
     joint = F.normalize(joint_a.float(), dim=1) @ F.normalize(joint_b.float(), dim=1).T
     numerator, match = joint.max(dim=1)
@@ -35,8 +39,9 @@ def coupling_cosines(
 def coupling_ratio(numerator: Float[Tensor, " N"], denominator: Float[Tensor, " N"]) -> CouplingRatio:
     """Summaries over the tokens of all pairs, pooled.
 
-    `median` of the ratios; `ratio_of_means` = mean numerator / mean denominator; `mean_of_ratios` is the paper's formula,
-    unstable because single denominators come near zero. The median of an even number of ratios is the mean of the middle two.
+    `median` of the ratios; `ratio_of_means` = mean numerator / mean denominator; `mean_of_ratios` is the paper's
+    formula, unstable because single denominators come near zero. The median of an even number of ratios is the mean of
+    the middle two.
     """
     numerator, denominator = numerator.double(), denominator.double()
     ratio = (numerator / denominator).sort().values

@@ -10,9 +10,7 @@ POSITION_RULES = ("antialias", "plain", "dinov2", "dinov2_reg")
 _DINOV2_OFFSET = 0.1
 
 
-def resample_pos_embed(
-    pos: Float[Tensor, "D H0 W0"], grid: tuple[int, int], rule: str
-) -> Float[Tensor, "D h w"]:
+def resample_pos_embed(pos: Float[Tensor, "D H0 W0"], grid: tuple[int, int], rule: str) -> Float[Tensor, "D h w"]:
     """Bicubic resampling of a position map to `grid` (tokens: height, width), in float32, without align_corners.
 
     antialias: by size, antialiased (timm, open_clip). plain: by size, not antialiased (CLIPSelf; the exported graph of

@@ -47,7 +47,9 @@ def encoder_candidate(name: str, encoder: DenseEncoder, device: torch.device, no
 
 def layer_candidate(encoder: DenseEncoder, layer: int, device: torch.device, note: str) -> Candidate:
     """One earlier layer of an encoder through the final norm."""
-    return Candidate(f"untuned, layer {layer} (best)", lambda x: encoder.intermediates(x.to(device), [layer], norm=True)[0], note)
+    return Candidate(
+        f"untuned, layer {layer} (best)", lambda x: encoder.intermediates(x.to(device), [layer], norm=True)[0], note
+    )
 
 
 def refiner_candidate(encoder: DenseEncoder, refiner: Refiner, device: torch.device) -> Candidate:
@@ -64,36 +66,48 @@ def refiner_candidate(encoder: DenseEncoder, refiner: Refiner, device: torch.dev
         # (2B, L, D) -> (B, D, h, 2w): halves side by side
         return tokens.unflatten(0, (len(x), 2)).unflatten(2, (h, w)).permute(0, 4, 2, 1, 3).flatten(3)
 
-    return Candidate("Refiner", dense, "the whole image as one region; of a pair, each image is a region of its own", pair)
+    return Candidate(
+        "Refiner", dense, "the whole image as one region; of a pair, each image is a region of its own", pair
+    )
 
 
 def _alpha(path: Path) -> Optional[float]:
     sidecar = sidecar_path(path)
-    return json.loads(sidecar.read_text(encoding="utf-8")).get("training", {}).get("alpha") if sidecar.is_file() else None
+    return (
+        json.loads(sidecar.read_text(encoding="utf-8")).get("training", {}).get("alpha") if sidecar.is_file() else None
+    )
 
 
 def checkpoint_candidate(path: Path, name: str, config: BackboneConfig, device: torch.device) -> Candidate:
     """A tuned encoder from a file, checked against the backbone of `config`; its blend stands in its name."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint.")
-    encoder, _ = build_backbone(dataclasses.replace(config, weights=str(path), position_rule="auto", last_block="auto", depth=None), device)
+    encoder, _ = build_backbone(
+        dataclasses.replace(config, weights=str(path), position_rule="auto", last_block="auto", depth=None), device
+    )
     alpha = _alpha(path)
     return encoder_candidate(name if alpha is None else f"{name}, alpha {alpha:g}", encoder, device)
 
 
-def run_candidates(folder: Path, config: BackboneConfig, encoder: DenseEncoder, device: torch.device) -> list[Candidate]:
+def run_candidates(
+    folder: Path, config: BackboneConfig, encoder: DenseEncoder, device: torch.device
+) -> list[Candidate]:
     """What a run folder holds, in the order of the tables: SCD control, Refiner, student at alpha 1 and as exported."""
     found = []
     if (folder / "control.safetensors").is_file():
         found.append(checkpoint_candidate(folder / "control.safetensors", "SCD control", config, device))
     if (folder / "refiner.safetensors").is_file():
-        found.append(refiner_candidate(encoder, load_refiner(folder / "refiner.safetensors", encoder)[0].to(device), device))
+        found.append(
+            refiner_candidate(encoder, load_refiner(folder / "refiner.safetensors", encoder)[0].to(device), device)
+        )
     for file in ("student_alpha1.safetensors", "student.safetensors"):
         if (folder / file).is_file():
             found.append(checkpoint_candidate(folder / file, "student", config, device))
     names = [c.name for c in found]
     if not found:
-        raise UserError(f"{folder}: no refiner.safetensors or student.safetensors here; train first or finish the run with --resume.")
+        raise UserError(
+            f"{folder}: no refiner.safetensors or student.safetensors here; train first or finish the run with --resume."
+        )
     return [c for i, c in enumerate(found) if c.name not in names[:i]]  # alpha 1 exported as the default: one row
 
 

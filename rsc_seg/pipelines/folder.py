@@ -25,8 +25,12 @@ def git_commit() -> str:
     """The checkout's commit, with `+changes` when files differ from it; `unknown` outside a checkout."""
     root = Path(__file__).resolve().parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head + ("+changes" if dirty.strip() else "")
@@ -73,7 +77,9 @@ def _check_same(folder: Path, config: RscvConfig) -> None:
     old["seed"], new["seed"] = load_config(RscvConfig, folder / "config.yaml").run.seed, config.run.seed
     changed = _differences(old, new)
     if changed:
-        raise UserError(f"{folder}: --resume with another configuration: {', '.join(changed[:4])}; restore it or choose another --output-dir.")
+        raise UserError(
+            f"{folder}: --resume with another configuration: {', '.join(changed[:4])}; restore it or choose another --output-dir."
+        )
 
 
 def open_run_folder(folder: Path, config: RscvConfig, *, resume: bool) -> None:
@@ -85,7 +91,9 @@ def open_run_folder(folder: Path, config: RscvConfig, *, resume: bool) -> None:
         raise UserError(f"{folder}: --output-dir is a file; name a folder.")
     present = (folder / "config.yaml").is_file()
     if present and not resume:
-        raise UserError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --output-dir.")
+        raise UserError(
+            f"{folder}: holds a run already; add --resume to go on with it, or choose another --output-dir."
+        )
     if present:
         _check_same(folder, config)
         return

@@ -61,7 +61,9 @@ def _whole_or_pair(candidate: Candidate, width: int) -> Candidate:
     return Candidate(candidate.name, lambda x: pair(x) if x.shape[-1] == 2 * width else candidate.dense(x))
 
 
-def coupling_examples(pictures: Sequence[Picture], candidates: Sequence[Candidate], count: int) -> list[CouplingExample]:
+def coupling_examples(
+    pictures: Sequence[Picture], candidates: Sequence[Candidate], count: int
+) -> list[CouplingExample]:
     """Neighbouring pictures as pairs, the query where the fixed rule places it in A."""
     examples = []
     for a, b in list(zip(pictures[::2], pictures[1::2], strict=False))[:count]:
@@ -74,7 +76,12 @@ def coupling_examples(pictures: Sequence[Picture], candidates: Sequence[Candidat
 
 
 def figure_groups(
-    pictures: Sequence[Picture], candidates: Sequence[Candidate], *, kinds: Sequence[str] = KINDS, queries: int = 2, pairs: int = 2
+    pictures: Sequence[Picture],
+    candidates: Sequence[Candidate],
+    *,
+    kinds: Sequence[str] = KINDS,
+    queries: int = 2,
+    pairs: int = 2,
 ) -> list[FigureGroup]:
     """All kinds of maps that are asked for; coupling needs two pictures, norms at least one plain encoder."""
     groups: list[FigureGroup] = []

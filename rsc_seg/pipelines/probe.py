@@ -51,9 +51,13 @@ def settings_of(config: EvaluateConfig, encoder: DenseEncoder) -> ProbeSettings:
     )
 
 
-def _best_layer_row(encoder: DenseEncoder, device: torch.device, sets: tuple[LabelledSet, LabelledSet], settings: ProbeSettings) -> tuple[Candidate, dict[str, Any]]:
+def _best_layer_row(
+    encoder: DenseEncoder, device: torch.device, sets: tuple[LabelledSet, LabelledSet], settings: ProbeSettings
+) -> tuple[Candidate, dict[str, Any]]:
     numbers = list(range(1, encoder.depth + 1))
-    found = best_layer(lambda x: encoder.intermediates(x.to(device), numbers, norm=True), *sets, settings, layers=numbers)
+    found = best_layer(
+        lambda x: encoder.intermediates(x.to(device), numbers, norm=True), *sets, settings, layers=numbers
+    )
     note = f"layer {found['best']} of {encoder.depth}, {found['note']}"
     return layer_candidate(encoder, found["best"], device, note), found
 
@@ -62,7 +66,9 @@ def _row(candidate: Candidate) -> ProbeRow:
     return ProbeRow(candidate.name, candidate.dense, candidate.note, candidate.pair, candidate.norms)
 
 
-def run_probe(config: EvaluateConfig, *, run: Optional[Path] = None, checkpoints: Optional[list[Path]] = None) -> dict[str, Any]:
+def run_probe(
+    config: EvaluateConfig, *, run: Optional[Path] = None, checkpoints: Optional[list[Path]] = None
+) -> dict[str, Any]:
     """Measures the untuned encoder, its best layer, and everything in the run folder or the given checkpoints.
 
     Returns the suite's result with `layers` (linear probe of every untuned layer), `weights` (what is known about the
@@ -83,6 +89,9 @@ def run_probe(config: EvaluateConfig, *, run: Optional[Path] = None, checkpoints
         candidates += [row] if layers["best"] != encoder.depth else []
     candidates += tuned
     result = probe_suite([_row(c) for c in candidates], *sets, settings)
+    if layers is not None and layers["best"] == encoder.depth:
+        last = result["rows"][0]  # measured once: the last layer is the best one
+        result["rows"].insert(1, {**last, "name": row.name, "note": row.note})
     remarks = [f"untuned layers: {layers['best']} of {encoder.depth} is the best by linear probe"] if layers else []
     if run is not None and not any(c.name.startswith("SCD control") for c in tuned):
         remarks.append(_NO_CONTROL)

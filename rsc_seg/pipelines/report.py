@@ -20,7 +20,12 @@ from rsc_seg.viz.report import write_report
 
 _log = logging.getLogger(__name__)
 _PHOTOS = ("chelsea", "astronaut", "china", "coffee")  # shown when a run used the embedded set
-_TITLES = {"refine": "Stage 1: Refiner", "distill": "Stage 2: student", "control": "Control: SCD without the Refiner", "end_to_end": "End to end"}
+_TITLES = {
+    "refine": "Stage 1: Refiner",
+    "distill": "Stage 2: student",
+    "control": "Control: SCD without the Refiner",
+    "end_to_end": "End to end",
+}
 _LIMITS = [
     "The rows come from one training run; ± is over probe seeds only. Training noise comes on top and is of the order of one to two points: "
     "read small differences together with the table over several training seeds in the README.",
@@ -33,7 +38,10 @@ _LIMITS = [
 
 def _table(result: dict[str, Any]) -> Table:
     first = result["rows"][0]
-    columns = [Column("linear_miou", "linear probe", "mIoU", better="higher"), Column("linear_pacc", "linear probe", "pAcc", better="higher")]
+    columns = [
+        Column("linear_miou", "linear probe", "mIoU", better="higher"),
+        Column("linear_pacc", "linear probe", "pAcc", better="higher"),
+    ]
     columns += [Column(f"kmeans_{k['k']}_miou", f"k-means, {k['k']}", "mIoU", better="higher") for k in first["kmeans"]]
     columns += [
         Column("affinity_ap", "affinity AP", better="higher"),
@@ -107,7 +115,11 @@ def _curves(folder: Path) -> list[Chart]:
             title, values, about = "loss", [r["loss"] for r in rows], "alignment loss"
         svg = line_chart(f"{_TITLES.get(stage, stage)}: {title}", [Series(title, steps, values)], y_label=title)  # type: ignore[arg-type]
         charts.append(Chart(_TITLES.get(stage, stage), svg, about))
-    norms = [Series(_TITLES.get(s, s), [r["step"] + 1 for r in rows], [r["token_norm"] for r in rows]) for s, rows in stages.items() if "token_norm" in rows[0]]
+    norms = [
+        Series(_TITLES.get(s, s), [r["step"] + 1 for r in rows], [r["token_norm"] for r in rows])
+        for s, rows in stages.items()
+        if "token_norm" in rows[0]
+    ]
     if norms:
         about = f"Student and control: tokens {NORM_DEFINITION}. Refiner: its output."
         charts.append(Chart("Mean token norm", line_chart("Mean token norm", norms, y_label="mean token norm"), about))
@@ -119,7 +131,9 @@ def _histogram(pictures: list[Picture], candidates: list[Candidate]) -> list[Cha
     with torch.no_grad():
         for c in candidates:
             if c.norms is not None:
-                samples.append(Sample(c.name, np.concatenate([c.norms(p.x[None]).cpu().numpy().ravel() for p in pictures])))
+                samples.append(
+                    Sample(c.name, np.concatenate([c.norms(p.x[None]).cpu().numpy().ravel() for p in pictures]))
+                )
     if not samples:
         return []
     svg = histogram("Token norms", samples, x_label=f"length of tokens {NORM_DEFINITION}", log_y=True)
@@ -146,7 +160,12 @@ def build_report(folder: Path, config: EvaluateConfig, result: dict[str, Any]) -
         shown.insert(1, layer_candidate(encoder, result["layers"]["best"], device, ""))
     pictures = _pictures(config, encoder)
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    facts = {"commit": run["commit"], "seed": str(run["seed"]), "training images": f"{run['images']} ({run['data']})", "measured by": result["command"]}
+    facts = {
+        "commit": run["commit"],
+        "seed": str(run["seed"]),
+        "training images": f"{run['images']} ({run['data']})",
+        "measured by": result["command"],
+    }
     report = Report(
         title=f"R-SC-V on {config.backbone.name}",
         subtitle=f"{encoder.depth} blocks, {config.data.image_size[0]}x{config.data.image_size[1]} pixels, {run['images']} training images",

@@ -70,10 +70,16 @@ def make_fabric(config: RscvConfig) -> Fabric:
         torch.use_deterministic_algorithms(True)
     try:
         return Fabric(
-            accelerator=run.device, devices=run.devices, num_nodes=run.nodes, strategy=run.strategy, precision=run.precision  # type: ignore[arg-type]
+            accelerator=run.device,
+            devices=run.devices,
+            num_nodes=run.nodes,
+            strategy=run.strategy,
+            precision=run.precision,  # type: ignore[arg-type]
         )
     except Exception as e:  # Fabric reports what a machine lacks by several types
-        raise UserError(f"run.device={run.device}, run.devices={run.devices}, run.strategy={run.strategy}: {str(e).splitlines()[0]}") from e
+        raise UserError(
+            f"run.device={run.device}, run.devices={run.devices}, run.strategy={run.strategy}: {str(e).splitlines()[0]}"
+        ) from e
 
 
 def _open(config: RscvConfig, folder: Path, resume: bool, stage: str) -> _Run:
@@ -90,10 +96,21 @@ def _open(config: RscvConfig, folder: Path, resume: bool, stage: str) -> _Run:
         open_run_folder(folder, config, resume=True)
     fabric.barrier()
     data = RscvData(config, source, encoder, fabric, folder)
-    log = RunLog(folder, enabled=fabric.is_global_zero, wandb_config=dataclasses.asdict(config) if config.run.wandb else None)
+    log = RunLog(
+        folder, enabled=fabric.is_global_zero, wandb_config=dataclasses.asdict(config) if config.run.wandb else None
+    )
     if fabric.is_global_zero:
-        record_run(folder, config, data=config.data.root or config.data.kind, images=len(source), device=str(fabric.device), weights=dataclasses.asdict(info))
-    _log.info("%s %s: %d images, %s weights", "going on in" if existed else "run folder", folder, len(source), info.source)
+        record_run(
+            folder,
+            config,
+            data=config.data.root or config.data.kind,
+            images=len(source),
+            device=str(fabric.device),
+            weights=dataclasses.asdict(info),
+        )
+    _log.info(
+        "%s %s: %d images, %s weights", "going on in" if existed else "run folder", folder, len(source), info.source
+    )
     return _Run(config, folder, resume, fabric, encoder, info, data, log)
 
 
@@ -113,19 +130,26 @@ def _save_refiner(run: _Run, refiner: Refiner, state: dict[str, Tensor], prefix:
         save_refiner(run.folder / "refiner.safetensors", refiner, run.config.refiner, run.encoder, run.provenance())
 
 
-def _train(run: _Run, task: Task, groups: list[dict[str, object]], batches: Any, options: FitOptions) -> dict[str, Tensor]:
+def _train(
+    run: _Run, task: Task, groups: list[dict[str, object]], batches: Any, options: FitOptions
+) -> dict[str, Tensor]:
     """Runs one stage and returns its trained parameters by name."""
     began = time.monotonic()
     checkpoints = fit(run.fabric, task, groups, batches, options, run.folder, run.log)
     if run.fabric.is_global_zero:
-        update_json(run.folder / "run.json", {f"seconds_{options.stage}": round(time.monotonic() - began, 1), f"steps_{options.stage}": options.total})
+        update_json(
+            run.folder / "run.json",
+            {f"seconds_{options.stage}": round(time.monotonic() - began, 1), f"steps_{options.stage}": options.total},
+        )
     return final_parameters(checkpoints, options.total)
 
 
 def train_refiner(run: _Run) -> Refiner:
     """Stage 1; leaves refiner.safetensors."""
     config, refiner = run.config, _new_refiner(run)
-    task = RefinerTask(run.encoder, refiner, config.refine.align, grid=run.data.crop_grid, positions=config.crops.positions)
+    task = RefinerTask(
+        run.encoder, refiner, config.refine.align, grid=run.data.crop_grid, positions=config.crops.positions
+    )
     options = run.options("refine", config.refine.optim)
     batches = run.data.refine_batches(refiner, config.refine.optim, options.total)
     _save_refiner(run, refiner, _train(run, task, _groups(task, config.refine.optim), batches, options), "refiner.")
@@ -139,7 +163,10 @@ def _export(run: _Run, name: str, state: dict[str, Tensor], prefix: str, config:
     if not run.fabric.is_global_zero:
         return
     for alpha, file in ((1.0, f"{name}_alpha1.safetensors"), (config.alpha, f"{name}.safetensors")):
-        info = dataclasses.replace(run.info, training=run.provenance(alpha=alpha, target=config.target, refiner=dataclasses.asdict(run.config.refiner)))
+        info = dataclasses.replace(
+            run.info,
+            training=run.provenance(alpha=alpha, target=config.target, refiner=dataclasses.asdict(run.config.refiner)),
+        )
         save_encoder(run.folder / file, blend_states(start, tuned, alpha), info)
 
 
@@ -159,10 +186,14 @@ def train_student(run: _Run, refiner: Optional[Refiner], name: str, config: Dist
 def train_end_to_end(run: _Run) -> None:
     """E2E: both losses in each step; the Refiner's rate and the student's are their own."""
     config, refiner, student = run.config, _new_refiner(run), frozen_copy(run.encoder)
-    first = RefinerTask(run.encoder, refiner, config.refine.align, grid=run.data.crop_grid, positions=config.crops.positions)
+    first = RefinerTask(
+        run.encoder, refiner, config.refine.align, grid=run.data.crop_grid, positions=config.crops.positions
+    )
     second = DistillTask(student, run.encoder, refiner, config.distill, grid=run.data.crop_grid)
     task = EndToEndTask(first, second)
-    groups = parameter_groups(refiner.named_parameters(), config.refine.optim) + parameter_groups(student.named_parameters(), config.distill.optim)
+    groups = parameter_groups(refiner.named_parameters(), config.refine.optim) + parameter_groups(
+        student.named_parameters(), config.distill.optim
+    )
     options = run.options("end_to_end", config.distill.optim)
     batches = run.data.distill_batches(second, config.distill.optim, options.total, with_crops=True)
     state = _train(run, task, groups, batches, options)
@@ -176,7 +207,9 @@ def _check(config: RscvConfig, stage: str) -> None:
     if not 0 <= config.distill.alpha <= 1:
         raise UserError(f"distill.alpha={config.distill.alpha}: must be from 0 (the start) to 1 (the trained weights).")
     if config.distill.end_to_end and (stage != "all" or config.distill.target != "refiner"):
-        raise UserError("distill.end_to_end=true trains both stages at once: it needs --stage all and distill.target=refiner.")
+        raise UserError(
+            "distill.end_to_end=true trains both stages at once: it needs --stage all and distill.target=refiner."
+        )
 
 
 def run_rscv(config: RscvConfig, folder: Path, *, stage: str = "all", resume: bool = False) -> None:

@@ -42,7 +42,9 @@ def mean_rows(results: list[dict[str, Any]]) -> list[tuple[str, dict[str, tuple[
     for name in tables[0]:
         values = {k: [t[name][k] for t in tables] for k in tables[0][name]}
         whole = {k: v for k, v in values.items() if all(x is not None for x in v)}
-        out.append((name, {k: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for k, v in whole.items()}))
+        out.append(
+            (name, {k: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for k, v in whole.items()})
+        )
     return out
 
 

@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,6 +24,7 @@ from rsc_seg.training.tasks import DistillTask, crop_features
 
 _log = logging.getLogger(__name__)
 _CHUNK = 4  # images of one forward pass while a cache is filled
+_EXACT = ("boxes", "index")  # never stored in half precision
 Produce = Callable[[], Iterator[tuple[list[int], dict[str, Tensor]]]]
 
 
@@ -34,7 +36,9 @@ class RscvData:
     `crops.bank`; none is used with augmentation, nor across several machines.
     """
 
-    def __init__(self, config: RscvConfig, source: ImageSource, encoder: DenseEncoder, fabric: Fabric, folder: Path) -> None:
+    def __init__(
+        self, config: RscvConfig, source: ImageSource, encoder: DenseEncoder, fabric: Fabric, folder: Path
+    ) -> None:
         require_choice("cache.mode", config.cache.mode, ("auto", "on", "off"))
         require_choice("cache.dtype", config.cache.dtype, tuple(DTYPES))
         self.config, self.source, self.encoder, self.fabric = config, source, encoder, fabric
@@ -52,10 +56,17 @@ class RscvData:
             crops = dataclasses.replace(crops, per_image=self.config.distill.boxes)
         row = self.encoder
         return CropDataset(
-            self.source, self.config.data, crops, seed=self.config.run.seed, mean=row.mean, std=row.std, patch_size=row.patch_size, stage=stage
+            self.source,
+            self.config.data,
+            crops,
+            seed=self.config.run.seed,
+            mean=row.mean,
+            std=row.std,
+            patch_size=row.patch_size,
+            stage=stage,
         )
 
-    def _usable(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+    def _usable(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         cache = self.config.cache
         if cache.mode == "off" or self.config.data.hflip or self.config.run.nodes > 1:
             return False
@@ -65,7 +76,7 @@ class RscvData:
             return False
         return True
 
-    def _open(self, kind: str, shapes: dict[str, tuple[int, ...]], produce: Produce, **depends: Any) -> FeatureCache:
+    def _open(self, kind: str, shapes: Mapping[str, tuple[int, ...]], produce: Produce, **depends: Any) -> FeatureCache:
         config = self.config
         key = cache_key(
             kind=kind,
@@ -78,9 +89,9 @@ class RscvData:
         )
         args = (self.root, f"{kind}-{key}", shapes, len(self.source), config.cache.dtype)
         if self.fabric.local_rank == 0:
-            open_cache(*args, produce)
+            open_cache(*args, produce, exact=_EXACT)
         self.fabric.barrier()
-        return open_cache(*args, produce)
+        return open_cache(*args, produce, exact=_EXACT)
 
     def _samples(self, dataset: CropDataset) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         """All images once, in chunks."""
@@ -91,7 +102,11 @@ class RscvData:
     def early_cache(self, refiner: Refiner) -> Optional[FeatureCache]:
         """f_A and the taps of every image, or None when they are not to be cached."""
         width, p = self.encoder.embed_dim, self.encoder.num_prefix_tokens
-        shapes = {"prefix": (p, width), "patches": (width, *self.image_grid), "taps": (len(refiner.taps), width, *self.image_grid)}
+        shapes = {
+            "prefix": (p, width),
+            "patches": (width, *self.image_grid),
+            "taps": (len(refiner.taps), width, *self.image_grid),
+        }
         if not self._usable(shapes):
             return None
 
@@ -161,9 +176,8 @@ class RscvData:
         early = None if swapped else self.early_cache(refiner)
         crops = None if swapped else self.crop_cache()
 
-        def from_caches(start: int) -> Iterator[Batch]:
-            for step in range(start, total * optim.accumulate):
-                yield self._cached_batch(step, optim, early, crops)
+        if early is not None and crops is not None:
+            return functools.partial(self._cached_batches, optim, total, early, crops)
 
         def from_images(start: int) -> Iterator[Batch]:
             for raw in self._loaded("refine", optim, start, total):
@@ -176,20 +190,35 @@ class RscvData:
                     skipped=raw["skipped"],
                 )
 
-        return from_caches if early is not None and crops is not None else from_images
+        return from_images
+
+    def _cached_batches(
+        self, optim: OptimConfig, total: int, early: FeatureCache, crops: FeatureCache, start: int
+    ) -> Iterator[Batch]:
+        for step in range(start, total * optim.accumulate):
+            yield self._cached_batch(step, optim, early, crops)
 
     def _cached_batch(self, step: int, optim: OptimConfig, early: FeatureCache, crops: FeatureCache) -> Batch:
         seed, config = self.config.run.seed, self.config.crops
         world, rank = self.fabric.world_size, self.fabric.global_rank
         pairs = step_indices(step, n=len(self.source), batch_size=optim.batch_size, world=world, rank=rank, seed=seed)
         rows = [i for _, i in pairs]
-        used = crops.rows("index", rows)[:, 0].long().tolist()  # differs from rows where an unreadable image was replaced
-        picked = [pick_from_bank(seed, epoch, i, config.bank, config.per_image) for (epoch, _), i in zip(pairs, used, strict=True)]
+        used = (
+            crops.rows("index", rows)[:, 0].long().tolist()
+        )  # differs from rows where an unreadable image was replaced
+        picked = [
+            pick_from_bank(seed, epoch, i, config.bank, config.per_image)
+            for (epoch, _), i in zip(pairs, used, strict=True)
+        ]
         boxes = torch.stack([b[p] for b, p in zip(crops.rows("boxes", rows), picked, strict=True)])
         tokens = torch.cat([z[p] for z, p in zip(crops.rows("crop_tokens", rows), picked, strict=True)])
-        return Batch(boxes=boxes, names=[self.source.name(i) for i in used], early=_early_rows(early, rows), crop_tokens=tokens)
+        return Batch(
+            boxes=boxes, names=[self.source.name(i) for i in used], early=_early_rows(early, rows), crop_tokens=tokens
+        )
 
-    def distill_batches(self, task: DistillTask, optim: OptimConfig, total: int, *, with_crops: bool = False) -> Callable[[int], Iterator[Batch]]:
+    def distill_batches(
+        self, task: DistillTask, optim: OptimConfig, total: int, *, with_crops: bool = False
+    ) -> Callable[[int], Iterator[Batch]]:
         """Stage 2's batches (`with_crops`: end to end, both stages' needs)."""
         regions = self.region_cache(task)
         early = self.early_cache(task.refiner) if regions is None and task.refiner is not None else None
@@ -200,7 +229,9 @@ class RscvData:
                 rows = raw["index"].tolist()
                 target = None
                 if regions is not None:
-                    target = torch.cat([z[p] for z, p in zip(regions.rows("region_tokens", rows), raw["bank_ids"], strict=True)])
+                    target = torch.cat(
+                        [z[p] for z, p in zip(regions.rows("region_tokens", rows), raw["bank_ids"], strict=True)]
+                    )
                 yield Batch(
                     boxes=raw["boxes"],
                     names=raw["name"],

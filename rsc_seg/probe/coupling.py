@@ -22,12 +22,14 @@ def sample_pairs(num_images: int, pairs: int, seed: int) -> list[tuple[int, int]
     return [(order[2 * i], order[2 * i + 1]) for i in range(min(pairs, num_images // 2))]
 
 
-def coupling_probe(feature_fn: FeatureFn, pair_fn: FeatureFn, images: ImageSource, settings: ProbeSettings) -> dict[str, Any]:
+def coupling_probe(
+    feature_fn: FeatureFn, pair_fn: FeatureFn, images: ImageSource, settings: ProbeSettings
+) -> dict[str, Any]:
     """Eq. 15 over `settings.coupling_pairs` seeded pairs, tokens of all pairs pooled.
 
     `feature_fn` encodes A and B as a batch of two; `pair_fn` encodes AB, one image of twice the width with A on the
-    left, and returns a map of twice the width (for an encoder both are the same function). Ratios and cosines as they are,
-    not in percent. Raises UserError when the joint map is not the two single maps wide.
+    left, and returns a map of twice the width (for an encoder both are the same function). Ratios and cosines as they
+    are, not in percent. Raises UserError when the joint map is not the two single maps wide.
     """
     numerators, denominators = [], []
     pairs = sample_pairs(len(images), settings.coupling_pairs, settings.seed)
@@ -38,9 +40,14 @@ def coupling_probe(feature_fn: FeatureFn, pair_fn: FeatureFn, images: ImageSourc
             joint = pair_fn(torch.cat([batch[:1], batch[1:]], dim=3)).float().cpu()  # (1, D, h, 2w)
         width = alone.shape[3]
         if joint.shape != (1, *alone.shape[1:3], 2 * width):
-            raise UserError(f"coupling: the joined image gave a map {tuple(joint.shape)} beside single maps {tuple(alone.shape)}.")
+            raise UserError(
+                f"coupling: the joined image gave a map {tuple(joint.shape)} beside single maps {tuple(alone.shape)}."
+            )
         numerator, denominator = coupling_cosines(
-            joint[0, :, :, :width].flatten(1).T, joint[0, :, :, width:].flatten(1).T, alone[0].flatten(1).T, alone[1].flatten(1).T
+            joint[0, :, :, :width].flatten(1).T,
+            joint[0, :, :, width:].flatten(1).T,
+            alone[0].flatten(1).T,
+            alone[1].flatten(1).T,
         )
         numerators.append(numerator)
         denominators.append(denominator)

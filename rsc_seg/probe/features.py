@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class TokenLabels:
     """What the labels say about each token, and the maps that predictions are scored on.
 
     `share[n, l, t]`: share of class t among all pixels of token l's cell, void pixels included in the whole but in no
-    class, so a row sums to the labelled share of the cell. `maps[n]`: uint8 labels at scoring resolution (sizes may differ).
+    class, so a row sums to the labelled share of the cell. `maps[n]`: uint8 labels at scoring resolution (sizes may
+    differ).
     """
 
     share: Float[Tensor, "N L T"]
@@ -47,6 +48,13 @@ class TokenLabels:
         """The class with more than half of the token's cell, or -1."""
         top, name = self.share.max(dim=2)
         return torch.where(top > 0.5, name, -1)
+
+
+class LabelledTokens(NamedTuple):
+    """The tokens of a set and their labels, on one grid."""
+
+    features: TokenFeatures
+    labels: TokenLabels
 
 
 def cell_shares(labels: Int[np.ndarray, "H W"], grid: tuple[int, int], num_classes: int) -> Float[Tensor, "L T"]:
@@ -67,7 +75,8 @@ def cell_shares(labels: Int[np.ndarray, "H W"], grid: tuple[int, int], num_class
 
 
 def resize_labels(labels: Int[np.ndarray, "H W"], scale: float) -> Int[Tensor, "h w"]:
-    """The label map at `scale` (0..1] of its height and width, by picking the pixel nearest to each new centre; uint8 or int16."""
+    """The label map at `scale` (0..1] of its height and width, by picking the pixel nearest to each new centre; uint8
+    or int16."""
     height, width = (max(1, round(side * scale)) for side in labels.shape)
     row = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.int64)
     column = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.int64)
@@ -87,7 +96,9 @@ def token_labels(
         labels = data.labels(i)
         wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != IGNORE)]
         if wrong.size:
-            raise UserError(f"{data.name(i)}: label {int(wrong[0])} is neither a class (0..{num_classes - 1}) nor {IGNORE}.")
+            raise UserError(
+                f"{data.name(i)}: label {int(wrong[0])} is neither a class (0..{num_classes - 1}) nor {IGNORE}."
+            )
         shares.append(cell_shares(labels, grid, num_classes))
         maps.append(resize_labels(labels, score_scale))
     share = torch.stack(shares) if shares else torch.zeros(0, grid[0] * grid[1], num_classes)
@@ -140,7 +151,8 @@ def extract_layers(
     dtype: torch.dtype = torch.float32,
     name: str = "encoder",
 ) -> list[TokenFeatures]:
-    """Tokens of every layer that `layers_fn` returns, from one pass over the images (or over `indices` alone), no gradient.
+    """Tokens of every layer that `layers_fn` returns, from one pass over the images (or over `indices` alone), no
+    gradient.
 
     `layers_fn` gets normalised float32 images on the CPU, moves them itself, and returns one map a layer. Memory:
     N * L * D * layers values of `dtype`, held on the CPU. Raises UserError for an empty set, a map of the wrong
@@ -155,7 +167,9 @@ def extract_layers(
             maps = layers_fn(batch)
         for k, dense in enumerate(maps):
             if dense.ndim != 4 or len(dense) != len(part):
-                raise UserError(f"{name}: expected a map ({len(part)}, D, h, w) for each layer, got {tuple(dense.shape)}.")
+                raise UserError(
+                    f"{name}: expected a map ({len(part)}, D, h, w) for each layer, got {tuple(dense.shape)}."
+                )
             grid = (dense.shape[2], dense.shape[3])
             if k == len(layers):
                 space = torch.empty(len(chosen), grid[0] * grid[1], dense.shape[1], dtype=dtype)
@@ -164,11 +178,15 @@ def extract_layers(
                 raise UserError(f"{name}: the map changed from {layers[k].grid} to {grid} tokens between batches.")
             tokens = dense.flatten(2).transpose(1, 2).to("cpu", dtype)  # (B, D, h, w) to (B, L, D)
             if not bool(torch.isfinite(tokens).all()):
-                raise UserError(f"{name}: features are not finite in {dtype} on {', '.join(images.name(i) for i in part)}.")
+                raise UserError(
+                    f"{name}: features are not finite in {dtype} on {', '.join(images.name(i) for i in part)}."
+                )
             layers[k].tokens[place] = tokens
     return layers
 
 
-def extract_tokens(feature_fn: FeatureFn, images: ImageSource, settings: ProbeSettings, *, name: str = "encoder") -> TokenFeatures:
+def extract_tokens(
+    feature_fn: FeatureFn, images: ImageSource, settings: ProbeSettings, *, name: str = "encoder"
+) -> TokenFeatures:
     """Tokens of an encoder that returns one map; see `extract_layers`."""
     return extract_layers(lambda batch: [feature_fn(batch)], images, settings, name=name)[0]

@@ -10,13 +10,14 @@ from torch import Tensor
 from rsc_seg.errors import UserError
 from rsc_seg.metrics.confusion import ConfusionMatrix, Scores
 from rsc_seg.metrics.matching import hungarian_match, majority_match
-from rsc_seg.probe.features import TokenFeatures, TokenLabels
+from rsc_seg.probe.features import LabelledTokens
 from rsc_seg.probe.scoring import percent_summary, pixel_counts
 from rsc_seg.probe.settings import ProbeSettings
 
 
 class Clustering(NamedTuple):
-    """Unit centroids, the cluster of each fitted token, the mean cosine to the own centroid, and the iterations used."""
+    """Unit centroids, the cluster of each fitted token, the mean cosine to the own centroid, and the iterations
+    used."""
 
     centroids: Float[Tensor, "K D"]
     assignment: Int[Tensor, " N"]
@@ -25,7 +26,8 @@ class Clustering(NamedTuple):
 
 
 def plus_plus_init(unit: Float[Tensor, "N D"], k: int, generator: torch.Generator) -> Float[Tensor, "K D"]:
-    """k-means++ seeding for cosine: each next centre is drawn with probability proportional to 1 - cosine to the nearest."""
+    """k-means++ seeding for cosine: each next centre is drawn with probability proportional to 1 - cosine to the
+    nearest."""
     chosen = [int(torch.randint(len(unit), (1,), generator=generator))]
     gap = (1 - unit @ unit[chosen[0]]).clamp(min=0)
     for _ in range(k - 1):
@@ -43,13 +45,15 @@ def spherical_kmeans(
     *,
     seed: int,
     max_iterations: int = 100,
+    tolerance: float = 0.0,
     init: Optional[Float[Tensor, "K D"]] = None,
     normalized: bool = False,
 ) -> Clustering:
     """k-means by cosine: tokens and centroids have unit length, a centroid is the direction of its tokens' sum.
 
     Starts from `init` or from k-means++ with `seed`. A cluster left empty restarts at the token that lies farthest from
-    its own centroid (each such token once). Stops when no token changes its cluster, or after `max_iterations`.
+    its own centroid (each such token once). Stops when at most the share `tolerance` of the tokens changes its cluster,
+    or after `max_iterations`.
     `normalized` says that `tokens` already are float32 of unit length. Raises UserError for fewer tokens than clusters.
     """
     if len(tokens) < k:
@@ -63,12 +67,13 @@ def spherical_kmeans(
         empty = (torch.bincount(updated, minlength=k) == 0).nonzero().squeeze(1)
         if len(empty):
             updated[nearest.topk(len(empty), largest=False).indices] = empty
-        if iteration == max_iterations or torch.equal(updated, assignment):
-            break
+        changed = int((updated != assignment).sum())
         assignment = updated
+        if iteration == max_iterations or changed <= tolerance * len(unit):
+            break
         members = F.one_hot(assignment, k).to(unit.dtype)
         centroids = F.normalize(members.T @ unit, dim=1)
-    return Clustering(centroids, updated, nearest.mean().item(), iteration)
+    return Clustering(centroids, assignment, nearest.mean().item(), iteration)
 
 
 def _scores(counts: Int[Tensor, "T K"], names: Int[Tensor, " K"]) -> Scores:
@@ -81,26 +86,27 @@ def _scores(counts: Int[Tensor, "T K"], names: Int[Tensor, " K"]) -> Scores:
     return confusion.scores()
 
 
-def kmeans_probe(
-    train: TokenFeatures, train_labels: TokenLabels, val: TokenFeatures, val_labels: TokenLabels, k: int, settings: ProbeSettings
-) -> dict[str, Any]:
+def kmeans_probe(train: LabelledTokens, val: LabelledTokens, k: int, settings: ProbeSettings) -> dict[str, Any]:
     """Clusters training tokens and scores the clusters as a segmentation of the val images, for each seed.
 
-    Fitted on at most `settings.kmeans_tokens` training tokens (a seeded random draw, labels unseen). A val pixel gets the
+    Fitted on at most `settings.kmeans_tokens` training tokens (a seeded random draw, labels unseen), until
+    at most one token in a thousand moves. A val pixel gets the
     cluster of the highest bilinearly upsampled cosine. Naming: k up to T, one-to-one by the Hungarian method on the
     val pixels themselves; k above T, many-to-one by the labels of the fitted training tokens. Scores in percent.
     """
-    num_classes = train_labels.share.shape[2]
-    flat, share = train.tokens.flatten(0, 1), train_labels.share.flatten(0, 1)
-    unit_val = F.normalize(val.tokens.float(), dim=2)
+    num_classes = train.labels.share.shape[2]
+    flat, share = train.features.tokens.flatten(0, 1), train.labels.share.flatten(0, 1)
+    unit_val = F.normalize(val.features.tokens.float(), dim=2)
     scores: list[Scores] = []
     for seed in range(settings.seed, settings.seed + settings.kmeans_seeds):
         generator = torch.Generator().manual_seed(seed)
         subset = torch.randperm(len(flat), generator=generator)[: settings.kmeans_tokens]
         unit = F.normalize(flat[subset].float(), dim=1)
-        fit = spherical_kmeans(unit, k, seed=seed, max_iterations=settings.kmeans_iterations, normalized=True)
+        fit = spherical_kmeans(
+            unit, k, seed=seed, max_iterations=settings.kmeans_iterations, tolerance=1e-3, normalized=True
+        )
         similarity = [tokens @ fit.centroids.T for tokens in unit_val]
-        counts = pixel_counts(similarity, val_labels.maps, val.grid, num_classes)
+        counts = pixel_counts(similarity, val.labels.maps, val.features.grid, num_classes)
         if k <= num_classes:
             names = hungarian_match(counts)
         else:

@@ -8,7 +8,7 @@ import torch
 
 from rsc_seg.data.segmentation import LabelledSet
 from rsc_seg.errors import UserError
-from rsc_seg.probe.features import LabelCache, LayersFn, extract_layers
+from rsc_seg.probe.features import LabelCache, LabelledTokens, LayersFn, extract_layers
 from rsc_seg.probe.linear import linear_scores
 from rsc_seg.probe.scoring import percent_summary
 from rsc_seg.probe.settings import ProbeSettings
@@ -29,10 +29,10 @@ def best_layer(
 ) -> dict[str, Any]:
     """Linear probe of every layer of one encoder, and the layer with the highest mIoU.
 
-    `layers_fn` returns one map a layer from one pass (each after the final norm); `layers` names them, by default 1, 2, ...
-    Tokens are kept as float16; at most `max_train_images` training images, evenly spaced, are used. The choice is made on
-    the `val` scores themselves, which favours this control against whatever is compared with it.
-    Returns {"layers": [{"layer", "miou", "pacc"}], "best", "train_images", "note"}, scores in percent.
+    `layers_fn` returns one map a layer from one pass (each after the final norm); `layers` names them, by default 1,
+    2, ... Tokens are kept as float16; at most `max_train_images` training images, evenly spaced, are used. The choice
+    is made on the `val` scores themselves, which favours this control against whatever is compared with it. Returns
+    {"layers": [{"layer", "miou", "pacc"}], "best", "train_images", "note"}, scores in percent.
     """
     check_sets(train, val)
     indices = range(0, len(train), -(-len(train) // max_train_images))
@@ -44,7 +44,7 @@ def best_layer(
     labels = (LabelCache(train, settings.score_scale, indices), LabelCache(val, settings.score_scale))
     table: list[dict[str, Any]] = []
     for name, a, b in zip(names, fitted, scored, strict=True):
-        sets = (a, labels[0].at(a.grid), b, labels[1].at(b.grid))
+        sets = (LabelledTokens(a, labels[0].at(a.grid)), LabelledTokens(b, labels[1].at(b.grid)))
         runs = [linear_scores(*sets, seed=settings.seed + s, settings=settings) for s in range(seeds)]
         miou, pacc = percent_summary([r.miou_present for r in runs]), percent_summary([r.pacc for r in runs])
         log.info("layer %d: linear probe %.1f mIoU", name, miou["mean"])

@@ -1,11 +1,17 @@
 """Token-norm statistics: where the lengths of the tokens lie and how many stand out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rsc_seg.data.source import ImageSource
+from rsc_seg.probe.features import image_batch
+from rsc_seg.probe.settings import ProbeSettings
+
+NormFn = Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B h w"]]
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
@@ -30,9 +36,25 @@ def norm_statistics(norms: Float[Tensor, " N"], *, threshold: float, bins: int, 
     }
 
 
-def norm_probe(tokens: Float[Tensor, "N L D"], *, outlier_factor: float, bins: int, maximum: float) -> dict[str, Any]:
-    """Statistics of the tokens as given (after the final norm, where the encoder's map is); a token whose length exceeds
-    `outlier_factor` times the median length is an outlier."""
-    norms = torch.cat([image.float().norm(dim=1) for image in tokens])
-    threshold = outlier_factor * norms.median().item()
-    return norm_statistics(norms, threshold=threshold, bins=bins, maximum=maximum)
+def norm_probe(norm_fn: NormFn, images: ImageSource, settings: ProbeSettings) -> dict[str, Any]:
+    """Statistics of token norms over `settings.norm_images` images, evenly spaced through the set.
+
+    `norm_fn` maps normalised images (B, 3, H, W) to norms (B, h, w) before the final norm, which would even them out. A
+    token whose length exceeds `settings.outlier_factor` times the median length is an outlier.
+    """
+    indices = range(0, len(images), -(-len(images) // settings.norm_images))
+    norms = []
+    for start in range(0, len(indices), settings.batch_size):
+        with torch.inference_mode():
+            norms.append(
+                norm_fn(image_batch(images, indices[start : start + settings.batch_size], settings))
+                .float()
+                .cpu()
+                .flatten()
+            )
+    pooled = torch.cat(norms)
+    threshold = settings.outlier_factor * pooled.median().item()
+    return {
+        "images": len(indices),
+        **norm_statistics(pooled, threshold=threshold, bins=settings.norm_bins, maximum=settings.norm_max),
+    }

@@ -12,7 +12,10 @@ from rsc_seg.metrics.confusion import IGNORE, joint_histogram
 
 
 def pixel_counts(
-    token_scores: Sequence[Float[Tensor, "L K"]], maps: Sequence[Int[Tensor, "H W"]], grid: tuple[int, int], num_classes: int
+    token_scores: Sequence[Float[Tensor, "L K"]],
+    maps: Sequence[Int[Tensor, "H W"]],
+    grid: tuple[int, int],
+    num_classes: int,
 ) -> Int[Tensor, "T K"]:
     """How often class t meets prediction k over all labelled pixels of all images.
 

@@ -5,6 +5,11 @@ from typing import Optional
 
 from rsc_seg.errors import UserError
 
+_COUNTS = (
+    *("batch_size", "linear_seeds", "linear_epochs", "linear_batch", "kmeans_seeds", "kmeans_tokens"),
+    *("kmeans_iterations", "coupling_pairs", "norm_images", "norm_bins"),
+)
+
 
 @dataclass(frozen=True)
 class ProbeSettings:
@@ -18,7 +23,7 @@ class ProbeSettings:
     seed: int = 0  # the first probe seed, and the seed of the coupling pairs
     linear_seeds: int = 3
     linear_epochs: int = 20
-    linear_lr: float = 2e-3
+    linear_lr: float = 1e-2
     linear_batch: int = 2048  # tokens
     linear_weight_decay: float = 1e-2
     kmeans_k: Optional[tuple[int, ...]] = None  # null: T, and the larger of 27 and 2 T
@@ -26,12 +31,13 @@ class ProbeSettings:
     kmeans_tokens: int = 60_000  # training tokens that k-means is fitted on, drawn evenly at random
     kmeans_iterations: int = 100
     coupling_pairs: int = 30  # fewer when there are not two images for each
+    norm_images: int = 24
     norm_bins: int = 50
     norm_max: float = 200.0  # upper edge of the last bin; larger norms are counted beside
     outlier_factor: float = 3.0  # outlier: norm above this multiple of the row's own median
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "linear_seeds", "linear_epochs", "linear_batch", "kmeans_seeds", "kmeans_tokens", "norm_bins"):
+        for key in _COUNTS:
             if getattr(self, key) < 1:
                 raise UserError(f"probe setting {key}={getattr(self, key)}: must be at least 1.")
         if not 0 < self.score_scale <= 1:

@@ -15,10 +15,10 @@ from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write
 from rsc_seg.probe.affinity import affinity_probe
 from rsc_seg.probe.coupling import coupling_probe
-from rsc_seg.probe.features import FeatureFn, LabelCache, TokenFeatures, extract_tokens
+from rsc_seg.probe.features import FeatureFn, LabelCache, LabelledTokens, TokenFeatures, extract_tokens
 from rsc_seg.probe.kmeans import kmeans_probe
 from rsc_seg.probe.linear import linear_probe
-from rsc_seg.probe.norms import norm_probe
+from rsc_seg.probe.norms import NormFn, norm_probe
 from rsc_seg.probe.settings import ProbeSettings
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,10 @@ class ProbeRow:
 def check_sets(train: LabelledSet, val: LabelledSet) -> None:
     """Raises UserError unless both sets hold images and share their classes."""
     if list(train.classes) != list(val.classes):
-        raise UserError(f"training and validation sets differ in classes ({len(train.classes)} and {len(val.classes)}); use splits of one set.")
+        raise UserError(
+            f"training and validation sets differ in classes ({len(train.classes)} and {len(val.classes)}); "
+            "use splits of one set."
+        )
     for what, data in (("training", train), ("validation", val)):
         if len(data) == 0:
             raise UserError(f"the {what} set holds no image.")
@@ -75,10 +78,14 @@ def headline(row: dict[str, Any]) -> dict[str, Optional[float]]:
 
 
 def _measure(
-    row: ProbeRow, train: TokenFeatures, val: TokenFeatures, labels: tuple[LabelCache, LabelCache], settings: ProbeSettings
+    row: ProbeRow,
+    train: TokenFeatures,
+    val: TokenFeatures,
+    labels: tuple[LabelCache, LabelCache],
+    settings: ProbeSettings,
 ) -> dict[str, Any]:
-    train_labels, val_labels = labels[0].at(train.grid), labels[1].at(val.grid)
-    sets = (train, train_labels, val, val_labels)
+    sets = (LabelledTokens(train, labels[0].at(train.grid)), LabelledTokens(val, labels[1].at(val.grid)))
+    norm_fn = row.norm_fn
     seconds: dict[str, float] = {}
 
     def timed(name: str, measure: Callable[[], Any]) -> Any:
@@ -88,28 +95,29 @@ def _measure(
         log.info("%s: %s measured in %.1f s", row.name, name, seconds[name])
         return value
 
-    clusters = settings.clusters(train_labels.share.shape[2])
+    clusters = settings.clusters(len(labels[1].data.classes))
     result = {
         "linear": timed("linear", lambda: linear_probe(*sets, settings)),
         "kmeans": timed("kmeans", lambda: [kmeans_probe(*sets, k, settings) for k in clusters]),
-        "affinity": timed("affinity", lambda: affinity_probe(val, val_labels)),
-        "coupling": timed("coupling", lambda: coupling_probe(row.feature_fn, row.pair_fn or row.feature_fn, labels[1].data, settings)),
-        "norms": timed(
-            "norms",
-            lambda: norm_probe(val.tokens, outlier_factor=settings.outlier_factor, bins=settings.norm_bins, maximum=settings.norm_max),
+        "affinity": timed("affinity", lambda: affinity_probe(sets[1])),
+        "coupling": timed(
+            "coupling", lambda: coupling_probe(row.feature_fn, row.pair_fn or row.feature_fn, labels[1].data, settings)
         ),
+        "norms": timed("norms", lambda: norm_probe(norm_fn, labels[1].data, settings)) if norm_fn is not None else None,
     }
     return {**_finite(result), "seconds": seconds}
 
 
-def probe_suite(rows: Sequence[ProbeRow], train: LabelledSet, val: LabelledSet, settings: ProbeSettings) -> dict[str, Any]:
+def probe_suite(
+    rows: Sequence[ProbeRow], train: LabelledSet, val: LabelledSet, settings: ProbeSettings
+) -> dict[str, Any]:
     """Measures every row on the same images with the same seeds; the first row is the one that deltas refer to.
 
-    Linear probe and k-means are fitted on `train`; every number is of `val`. Features of one row are in memory at a time
-    (N * L * D float32 for each set). Returns what JSON can hold: settings, classes, counts, and for each row all metrics,
-    `headline` (the table's numbers) and `delta` (headline less the first row's). Scores in percent; null for what the
-    images do not define.
-    Raises UserError for no row, two rows of one name, empty sets or sets of different classes.
+    Linear probe and k-means are fitted on `train`; every number is of `val`. Features of one row are in memory at a
+    time (N * L * D float32 for each set). Returns what JSON can hold: settings, classes, counts, and for each row all
+    metrics, `headline` (the table's numbers) and `delta` (headline less the first row's). Scores in percent; null for
+    what the images do not define. Raises UserError for no row, two rows of one name, empty sets or sets of different
+    classes.
     """
     names = [row.name for row in rows]
     if not names or len(set(names)) != len(names):
@@ -129,7 +137,8 @@ def probe_suite(rows: Sequence[ProbeRow], train: LabelledSet, val: LabelledSet, 
     for entry in measured:
         first = measured[0]["headline"]
         entry["delta"] = {
-            key: None if value is None or first[key] is None else value - first[key] for key, value in entry["headline"].items()
+            key: None if value is None or first[key] is None else value - first[key]
+            for key, value in entry["headline"].items()
         }
     return {
         "settings": dataclasses.asdict(settings),
@@ -144,4 +153,8 @@ def probe_suite(rows: Sequence[ProbeRow], train: LabelledSet, val: LabelledSet, 
 def save_json(result: dict[str, Any], path: Path) -> None:
     """Writes a result as a whole or not at all (UTF-8, indented). Raises UserError naming `path` when that fails."""
     text = json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    atomic_write(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    atomic_write(Path(path), write)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 
-def _spread(summary: dict[str, Any]) -> str:
-    return f"{summary['mean']:.1f}" + (f"±{summary['std']:.1f}" if summary["std"] is not None else "")
-
-
 def _number(value: Optional[float], digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _spread(summary: dict[str, Any]) -> str:
+    return _number(summary["mean"], 1) + (f"±{summary['std']:.1f}" if summary["std"] is not None else "")
 
 
 def _change(value: Optional[float], digits: int) -> str:
@@ -46,7 +46,8 @@ def _notes(result: dict[str, Any]) -> list[str]:
     notes = [f"[{place + 1}] {row['name']}: {row['note']}" for place, row in enumerate(result["rows"]) if row["note"]]
     height, width = result["settings"]["image_size"]
     sizes = f"{result['train_images']} training and {result['val_images']} validation images at {height}x{width}"
-    return [*notes, f"{sizes}; scores in percent; in brackets: change from the first row; ±: over probe seeds only, training noise comes on top."]
+    legend = "in brackets: change from the first row; ±: over probe seeds only, training noise comes on top"
+    return [*notes, f"{sizes}; scores in percent; {legend}."]
 
 
 def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int], left: str, between: str, right: str) -> list[str]:
@@ -71,4 +72,10 @@ def markdown_table(result: dict[str, Any]) -> str:
     lines = [[cell.replace("|", "\\|") for cell in line] for line in [header, *rows]]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join([*_lines([lines[0], rule, *lines[1:]], widths, "| ", " | ", " |"), "", *(f"- {note}" for note in _notes(result))])
+    return "\n".join(
+        [
+            *_lines([lines[0], rule, *lines[1:]], widths, "| ", " | ", " |"),
+            "",
+            *(f"- {note}" for note in _notes(result)),
+        ]
+    )

@@ -10,6 +10,12 @@ from torch import Tensor
 from rsc_seg.models.encoder import EarlyFeatures
 
 
+def _present(value: Optional[Tensor], name: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"this batch has no `{name}`, and no cached features in their place")
+    return value
+
+
 @dataclass(frozen=True)
 class Batch:
     """B images with R boxes each (xyxy, pixels of the resized frame). What a cache supplies is left out of the rest.
@@ -26,6 +32,16 @@ class Batch:
     crop_tokens: Optional[Float[Tensor, "BR L D"]] = None
     region_tokens: Optional[Float[Tensor, "BR L D"]] = None
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (file, reason) of unreadable images
+
+    @property
+    def pictures(self) -> Float[Tensor, "B 3 H W"]:
+        """`images`; ValueError when the batch was made without them."""
+        return _present(self.images, "images")
+
+    @property
+    def cuts(self) -> Float[Tensor, "B R 3 h w"]:
+        """`crops`; ValueError when the batch was made without them."""
+        return _present(self.crops, "crops")
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""

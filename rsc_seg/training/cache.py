@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,13 @@ def open_cache(
     rows: int,
     dtype: str,
     produce: Callable[[], Iterator[tuple[list[int], dict[str, Tensor]]]],
+    exact: Collection[str] = (),
 ) -> FeatureCache:
     """The cache `key` under `root`; computed first when it is not there.
 
-    `produce()` yields (image indices, arrays of these images) until all `rows` images came. A run that is killed leaves
-    only a folder that the next run removes. Raises UserError when the disk refuses.
+    `produce()` yields (image indices, arrays of these images) until all `rows` images came. The arrays named in `exact`
+    (boxes, indices) are stored in float32 whatever `dtype` says. A run that is killed leaves only a folder that the
+    next run removes. Raises UserError when the disk refuses.
     """
     folder, partial = root / key, root / f".{key}.partial"
     if (folder / "arrays.json").is_file():
@@ -75,7 +77,12 @@ def open_cache(
     try:
         partial.mkdir(parents=True)
         out = {
-            name: np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=DTYPES[dtype], shape=(rows, *shape))
+            name: np.lib.format.open_memmap(
+                partial / f"{name}.npy",
+                mode="w+",
+                dtype=np.float32 if name in exact else DTYPES[dtype],
+                shape=(rows, *shape),
+            )
             for name, shape in shapes.items()
         }
         seen: set[int] = set()
@@ -91,5 +98,8 @@ def open_cache(
         partial.rename(folder)
     except OSError as e:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{folder}: feature cache not written ({e.strerror or e}); free space, lower cache.max_gb or set cache.mode=off.") from e
+        raise UserError(
+            f"{folder}: feature cache not written ({e.strerror or e}); "
+            "free space, lower cache.max_gb or set cache.mode=off."
+        ) from e
     return FeatureCache(folder)

@@ -9,11 +9,18 @@ from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule  # what Fabric.setup returns; it has no public name
 
 from rsc_seg.config import OptimConfig
 from rsc_seg.errors import UserError
 from rsc_seg.training.batch import Batch
-from rsc_seg.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps, trainable_names
+from rsc_seg.training.checkpoint import (
+    forget_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    saved_steps,
+    trainable_names,
+)
 from rsc_seg.training.log import Progress, RunLog
 from rsc_seg.training.optim import lr_factor, make_optimizer, set_lr
 from rsc_seg.training.tasks import Task
@@ -42,11 +49,18 @@ def _mean_logs(fabric: Fabric, logs: list[dict[str, torch.Tensor]]) -> dict[str,
     """Means over micro-batches and ranks."""
     keys = list(logs[0])
     stacked = torch.stack([torch.stack([row[k].detach().float() for k in keys]) for row in logs]).mean(dim=0)
-    return dict(zip(keys, fabric.all_reduce(stacked, reduce_op="mean").tolist(), strict=True))
+    mean = fabric.all_reduce(stacked, reduce_op="mean")
+    assert isinstance(mean, torch.Tensor)  # a tensor was given
+    return dict(zip(keys, mean.tolist(), strict=True))
 
 
 def _step(
-    fabric: Fabric, task: torch.nn.Module, optimizer: torch.optim.Optimizer, micro: list[Batch], step: int, options: FitOptions
+    fabric: Fabric,
+    task: _FabricModule,
+    optimizer: torch.optim.Optimizer,
+    micro: list[Batch],
+    step: int,
+    options: FitOptions,
 ) -> dict[str, float]:
     """One optimiser step over its micro-batches; raises NotFinite before any weight changes."""
     rows = []
@@ -57,12 +71,14 @@ def _step(
         rows.append(out)
     logs = _mean_logs(fabric, rows)
     limit = math.inf if options.optim.clip_norm is None else options.optim.clip_norm  # inf: measures, changes nothing
-    logs["grad_norm"] = float(fabric.clip_gradients(task, optimizer, max_norm=limit, error_if_nonfinite=False))
+    norm = fabric.clip_gradients(task, optimizer, max_norm=limit, error_if_nonfinite=False)
+    logs["grad_norm"] = math.nan if norm is None else float(norm)
     if not (math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"])):
         names = ", ".join(name for b in micro for name in b.names)
         raise NotFinite(
-            f"{options.stage} step {step + 1}: loss {logs['loss']}, gradient norm {logs['grad_norm']}; batch: {names}. No weight was changed by this step; "
-            "look at these files, or lower the rate (optim.lr), or clip (optim.clip_norm=1), then --resume."
+            f"{options.stage} step {step + 1}: loss {logs['loss']}, gradient norm {logs['grad_norm']}; batch: {names}. "
+            "No weight was changed by this step; look at these files, or lower the rate (optim.lr), "
+            "or clip (optim.clip_norm=1), then --resume."
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -86,10 +102,15 @@ def fit(
     names, checkpoints = trainable_names(task), folder / "checkpoints" / options.stage
     optimizer = make_optimizer(groups)
     module, optimizer = fabric.setup(task, optimizer)
+    if not options.resume:
+        forget_checkpoints(fabric, checkpoints)
     done = saved_steps(checkpoints)
-    start = done[-1] if options.resume and done else 0
+    start = done[-1] if done else 0
     if start > options.total:
-        raise UserError(f"{checkpoints}: holds step {start}, but this run has only {options.total}; restore its config or choose another --output-dir.")
+        raise UserError(
+            f"{checkpoints}: holds step {start}, but this run has only {options.total}; "
+            "restore its config or choose another --output-dir."
+        )
     if start:
         load_checkpoint(fabric, checkpoints, start, module, optimizer, names)
     log.rewind(options.stage, start)
@@ -100,7 +121,7 @@ def fit(
 
 def _run(
     fabric: Fabric,
-    module: torch.nn.Module,
+    module: _FabricModule,
     optimizer: torch.optim.Optimizer,
     batches: Callable[[int], Iterator[Batch]],
     options: FitOptions,
@@ -109,7 +130,8 @@ def _run(
 ) -> None:
     start, names, checkpoints = where
     progress = Progress(options.stage, options.total, start, enabled=fabric.is_global_zero, every=options.log_every)
-    stream, skipped, clock = batches(start * options.optim.accumulate), {}, time.monotonic()
+    skipped: dict[str, str] = {}
+    stream, clock = batches(start * options.optim.accumulate), time.monotonic()
     module.train()
     for step in range(start, options.total):
         micro = [next(stream).to(fabric.device) for _ in range(options.optim.accumulate)]
@@ -119,7 +141,9 @@ def _run(
         lr = set_lr(optimizer, lr_factor(step, total=options.total, warmup=options.optim.warmup_steps))
         logs = _step(fabric, module, optimizer, micro, step, options)
         if step % options.log_every == 0 or step + 1 == options.total:
-            log.write(options.stage, step, {**logs, "lr": lr, "seconds": time.monotonic() - clock, "data_seconds": waited})
+            log.write(
+                options.stage, step, {**logs, "lr": lr, "seconds": time.monotonic() - clock, "data_seconds": waited}
+            )
         progress.update(step + 1, {"loss": logs["loss"], "lr": lr})
         clock = time.monotonic()
         if (step + 1) % options.save_every == 0 or step + 1 == options.total:

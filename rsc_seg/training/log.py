@@ -1,4 +1,4 @@
-"""Where a run's numbers go: JSON lines always, TensorBoard and W&B when they are there, a bar or log lines for people."""
+"""A run's numbers: JSON lines always, TensorBoard and W&B when they are there, a bar or log lines for people."""
 
 import json
 import logging
@@ -39,7 +39,9 @@ def _wandb(folder: Path, config: dict[str, Any]) -> Writer:
     except ImportError as e:
         raise UserError("run.wandb=true: wandb is not installed (pip install wandb).") from e
     session = wandb.init(dir=str(folder), name=folder.name, config=config, resume="allow")
-    return lambda stage, step, values: session.log({f"{stage}/{k}": v for k, v in values.items()} | {f"{stage}/step": step})
+    return lambda stage, step, values: session.log(
+        {f"{stage}/{k}": v for k, v in values.items()} | {f"{stage}/step": step}
+    )
 
 
 class RunLog:
@@ -79,7 +81,11 @@ class Progress:
     def __init__(self, stage: str, total: int, start: int, *, enabled: bool, every: int) -> None:
         self.stage, self.total, self.start, self.every, self.enabled = stage, total, start, max(1, every), enabled
         self.began = time.monotonic()
-        self.bar = tqdm(total=total, initial=start, desc=stage, dynamic_ncols=True) if enabled and sys.stderr.isatty() else None
+        self.bar = (
+            tqdm(total=total, initial=start, desc=stage, dynamic_ncols=True)
+            if enabled and sys.stderr.isatty()
+            else None
+        )
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """After optimiser step `step` (counted from 1)."""
@@ -91,7 +97,15 @@ class Progress:
             self.bar.set_postfix_str(text)
         elif step % self.every == 0 or step == self.total:
             seconds = (time.monotonic() - self.began) / max(1, step - self.start)
-            _log.info("%s %d/%d  %s  %.2f s/step  ETA %s", self.stage, step, self.total, text, seconds, clock(seconds * (self.total - step)))
+            _log.info(
+                "%s %d/%d  %s  %.2f s/step  ETA %s",
+                self.stage,
+                step,
+                self.total,
+                text,
+                seconds,
+                clock(seconds * (self.total - step)),
+            )
 
     def close(self) -> None:
         """Ends the bar."""

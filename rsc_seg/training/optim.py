@@ -11,12 +11,20 @@ from rsc_seg.errors import UserError
 
 
 def total_steps(config: OptimConfig, images: int, world_size: int = 1) -> int:
-    """Optimiser steps of a stage: `max_steps`, else epochs times the whole global batches in one epoch (at least one)."""
+    """Optimiser steps of a stage: `max_steps`, else epochs times the whole global batches of one (at least one)."""
     if config.batch_size < 1 or config.accumulate < 1:
-        raise UserError(f"optim.batch_size={config.batch_size}, optim.accumulate={config.accumulate}: both must be at least 1.")
-    steps = config.max_steps if config.max_steps is not None else round(config.epochs * max(1, images // (config.batch_size * config.accumulate * world_size)))
+        raise UserError(
+            f"optim.batch_size={config.batch_size}, optim.accumulate={config.accumulate}: both must be at least 1."
+        )
+    steps = (
+        config.max_steps
+        if config.max_steps is not None
+        else round(config.epochs * max(1, images // (config.batch_size * config.accumulate * world_size)))
+    )
     if steps < 1:
-        raise UserError(f"optim.max_steps={config.max_steps}, optim.epochs={config.epochs}: at least one step is needed.")
+        raise UserError(
+            f"optim.max_steps={config.max_steps}, optim.epochs={config.epochs}: at least one step is needed."
+        )
     return steps
 
 
@@ -32,14 +40,21 @@ def lr_factor(step: int, *, total: int, warmup: int) -> float:
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, object]]:
-    """AdamW groups of the parameters that train: weight decay for matrices only, as CLIPSelf; `base_lr` for the schedule."""
+    """AdamW groups of the parameters that train; `base_lr` is for the schedule.
+
+    Weight decay for matrices only, as CLIPSelf.
+    """
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for _, parameter in named:
         if parameter.requires_grad:
             (plain if parameter.ndim < 2 else decay).append(parameter)
     groups = [(decay, config.weight_decay), (plain, 0.0)]
-    return [{"params": p, "weight_decay": wd, "lr": config.lr, "base_lr": config.lr, "betas": tuple(config.betas)} for p, wd in groups if p]
+    return [
+        {"params": p, "weight_decay": wd, "lr": config.lr, "base_lr": config.lr, "betas": tuple(config.betas)}
+        for p, wd in groups
+        if p
+    ]
 
 
 def make_optimizer(groups: list[dict[str, object]]) -> torch.optim.AdamW:

@@ -1,4 +1,4 @@
-"""Everything a step computes, one module a stage; whatever wraps for distribution wraps the task, and only the task is called."""
+"""What a step computes, one module a stage; whatever wraps for distribution wraps the task, and only it is called."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -34,7 +34,11 @@ class Task(nn.Module):
 
 
 def crop_features(
-    encoder: DenseEncoder, images_size: tuple[int, int], boxes: Float[Tensor, "B R 4"], crops: Float[Tensor, "B R 3 h w"], positions: str
+    encoder: DenseEncoder,
+    images_size: tuple[int, int],
+    boxes: Float[Tensor, "B R 4"],
+    crops: Float[Tensor, "B R 3 h w"],
+    positions: str,
 ) -> Float[Tensor, "BR L D"]:
     """f_I of every crop in one call, without gradient: the alignment's target Z'.
 
@@ -58,7 +62,13 @@ class RefinerTask(Task):
     """
 
     def __init__(
-        self, encoder: DenseEncoder, refiner: Refiner, align: AlignConfig, *, grid: tuple[int, int], positions: str = "own"
+        self,
+        encoder: DenseEncoder,
+        refiner: Refiner,
+        align: AlignConfig,
+        *,
+        grid: tuple[int, int],
+        positions: str = "own",
     ) -> None:
         super().__init__()
         require_choice("refine.align.loss", align.loss, ALIGN_LOSSES)
@@ -72,19 +82,21 @@ class RefinerTask(Task):
         return (self.refiner,)
 
     def _global_to_local(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        early = batch.early if batch.early is not None else self.refiner.early(self.encoder, batch.images)
+        early = batch.early if batch.early is not None else self.refiner.early(self.encoder, batch.pictures)
         size = (early.patches.shape[-2] * self.encoder.patch_size, early.patches.shape[-1] * self.encoder.patch_size)
         target = batch.crop_tokens
         if target is None:
-            target = crop_features(self.encoder, size, batch.boxes, batch.crops, self.positions)
+            target = crop_features(self.encoder, size, batch.boxes, batch.cuts, self.positions)
         return self.refiner(early, batch.boxes, self.grid), target
 
     def _local_to_global(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        crops = batch.crops.flatten(0, 1)
+        crops = batch.cuts.flatten(0, 1)
         early = self.refiner.early(self.encoder, crops)
         whole = whole_image_boxes(len(crops), crops.shape[-2], crops.shape[-1], like=crops)
         with torch.no_grad():
-            target = roi_tokens(self.encoder.dense(batch.images), batch.boxes, patch_size=self.encoder.patch_size, grid=self.grid)
+            target = roi_tokens(
+                self.encoder.dense(batch.pictures), batch.boxes, patch_size=self.encoder.patch_size, grid=self.grid
+            )
         return self.refiner(early, whole, self.grid), target
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -112,7 +124,13 @@ class DistillTask(Task):
     """
 
     def __init__(
-        self, student: DenseEncoder, teacher: DenseEncoder, refiner: Refiner | None, config: DistillStageConfig, *, grid: tuple[int, int]
+        self,
+        student: DenseEncoder,
+        teacher: DenseEncoder,
+        refiner: Refiner | None,
+        config: DistillStageConfig,
+        *,
+        grid: tuple[int, int],
     ) -> None:
         super().__init__()
         require_choice("distill.regions", config.regions, ("local", "global"))
@@ -125,7 +143,9 @@ class DistillTask(Task):
         """The student."""
         return (self.student,)
 
-    def target(self, images: Tensor, boxes: Tensor, early: EarlyFeatures | None, grid: tuple[int, int]) -> Float[Tensor, "BR L D"]:
+    def target(
+        self, images: Tensor, boxes: Tensor, early: EarlyFeatures | None, grid: tuple[int, int]
+    ) -> Float[Tensor, "BR L D"]:
         """The regions' tokens that the student shall imitate; no gradient."""
         with torch.no_grad():
             if self.refiner is None:
@@ -137,17 +157,20 @@ class DistillTask(Task):
         """Boxes and output grid: the batch's, or the whole image at its own grid."""
         if self.config.regions == "local":
             return batch.boxes, self.grid
-        height, width = batch.images.shape[-2:]
-        return whole_image_boxes(len(batch.images), height, width, like=batch.images), self.student.grid(height, width)
+        height, width = batch.pictures.shape[-2:]
+        return whole_image_boxes(len(batch.pictures), height, width, like=batch.pictures), self.student.grid(
+            height, width
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """loss (less the target's entropy it is `excess`), and the student's token norms before the final norm."""
         boxes, grid = self.regions(batch)
         target = batch.region_tokens
         if target is None:
-            target = self.target(batch.images, boxes, batch.early, grid)
-        tokens = self.student.tokens(batch.images)
-        dense = self.student.finish(tokens, self.student.grid(*batch.images.shape[-2:]))
+            target = self.target(batch.pictures, boxes, batch.early, grid)
+        images = batch.pictures
+        tokens = self.student.tokens(images)
+        dense = self.student.finish(tokens, self.student.grid(images.shape[-2], images.shape[-1]))
         pred = roi_tokens(dense, boxes, patch_size=self.student.patch_size, grid=grid)
         options: dict[str, Any] = {
             "temperature_student": self.config.temperature_student,
@@ -159,11 +182,16 @@ class DistillTask(Task):
             same = {**options, "temperature_student": self.config.temperature_teacher}
             entropy = scd_loss(target, target, **same)
             norms = tokens[:, self.student.num_prefix_tokens :].float().norm(dim=-1)
-        return {"loss": loss, "excess": loss.detach() - entropy, "token_norm": norms.mean(), "token_norm_max": norms.max()}
+        return {
+            "loss": loss,
+            "excess": loss.detach() - entropy,
+            "token_norm": norms.mean(),
+            "token_norm_max": norms.max(),
+        }
 
 
 class EndToEndTask(Task):
-    """E2E: both stages' losses in one step; the Refiner's output is detached in SCD, so each loss trains its own part."""
+    """E2E: both stages' losses in one step; the Refiner's output is detached in SCD: each loss trains its own part."""
 
     def __init__(self, refine: RefinerTask, distill: DistillTask) -> None:
         super().__init__()
@@ -179,5 +207,7 @@ class EndToEndTask(Task):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The sum of both losses, and each stage's logs under its own prefix."""
         first, second = self.refine(batch), self.distill(batch)
-        logs = {f"refine_{k}": v.detach() for k, v in first.items()} | {f"distill_{k}": v.detach() for k, v in second.items()}
+        logs = {f"refine_{k}": v.detach() for k, v in first.items()} | {
+            f"distill_{k}": v.detach() for k, v in second.items()
+        }
         return {"loss": first["loss"] + second["loss"], **logs}

@@ -122,13 +122,13 @@ def test_a_checkout_that_moved_is_installed_again(builder: Builder, monkeypatch:
 
 
 def test_uv_gets_the_index_of_pip_but_keeps_its_own(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "SSL_CERT_FILE"):
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "SSL_CERT_FILE", "UV_SYSTEM_CERTS"):
         monkeypatch.delenv(name, raising=False)
     settings = {"index-url": "file:///index", "cert": "/cert.pem", "timeout": "9"}
-    wanted = {"UV_DEFAULT_INDEX": "file:///index", "SSL_CERT_FILE": "/cert.pem"}
+    wanted = {"UV_DEFAULT_INDEX": "file:///index", "SSL_CERT_FILE": "/cert.pem", "UV_SYSTEM_CERTS": "1"}
     assert builder.module.uv_environment(settings) == wanted
     monkeypatch.setenv("UV_INDEX_URL", "file:///other")
-    assert builder.module.uv_environment(settings) == {"SSL_CERT_FILE": "/cert.pem"}
+    assert builder.module.uv_environment(settings) == {"SSL_CERT_FILE": "/cert.pem", "UV_SYSTEM_CERTS": "1"}
 
 
 def test_a_package_that_the_lock_lacks_is_named(builder: Builder) -> None:

@@ -1,0 +1,102 @@
+"""Attention backends: one result whatever the backend, and choices that a device cannot serve refused in words."""
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsc_seg.errors import UserError
+from rsc_seg.ops.attention import BACKENDS, attend, resolve_backend
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+
+
+def qkv(lq: int = 7, lk: int = 7, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 3, lq, 8, generator=g)
+    k, v = torch.randn(2, 2, 3, lk, 8, generator=g)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    out = torch.zeros(*q.shape[:3], v.shape[-1])
+    for b in range(q.shape[0]):
+        for n in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                scores = [float(q[b, n, i] @ k[b, n, j]) / math.sqrt(q.shape[-1]) for j in range(k.shape[2])]
+                weights = [math.exp(s + float(bias[i, j])) for j, s in enumerate(scores)]
+                out[b, n, i] = sum(w * v[b, n, j] for j, w in enumerate(weights)) / sum(weights)
+    return out
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "eager"])
+def test_every_cpu_backend_equals_the_definition(backend: str) -> None:
+    q, k, v = qkv(5, 9)
+    bias = torch.randn(5, 9, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(attend(q, k, v, bias, backend=backend), by_hand(q, k, v, bias), atol=1e-5, rtol=0)
+    no_bias = by_hand(q, k, v, torch.zeros(5, 9))
+    torch.testing.assert_close(attend(q, k, v, backend=backend), no_bias, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (2, 1, 7, 7), (2, 3, 7, 7)])
+def test_bias_broadcasts_alike_in_eager_and_sdpa(shape: tuple[int, ...]) -> None:
+    q, k, v = qkv()
+    bias = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    eager, sdpa = attend(q, k, v, bias, backend="eager"), attend(q, k, v, bias, backend="sdpa")
+    torch.testing.assert_close(eager, sdpa, atol=1e-5, rtol=0)
+
+
+def test_minus_infinity_in_the_bias_hides_a_token() -> None:
+    q, k, v = qkv()
+    bias = torch.zeros(7, 7)
+    bias[:, 3] = -math.inf
+    keep = [0, 1, 2, 4, 5, 6]
+    for backend in ("eager", "sdpa"):
+        hidden = attend(q, k, v, bias, backend=backend)
+        torch.testing.assert_close(hidden, attend(q, k[:, :, keep], v[:, :, keep], backend=backend), atol=1e-5, rtol=0)
+
+
+def test_gradients_are_equal_in_eager_and_sdpa() -> None:
+    grads = []
+    for backend in ("eager", "sdpa"):
+        inputs = [t.requires_grad_() for t in qkv()]
+        grads.append(torch.autograd.grad(attend(*inputs, backend=backend).square().sum(), inputs))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
+def test_eager_keeps_the_dtype_and_computes_in_float32() -> None:
+    low = qkv(dtype=torch.bfloat16)
+    out = attend(*low, backend="eager")
+    exact = attend(*(t.float() for t in low), backend="eager")
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, exact.to(torch.bfloat16))
+
+
+def test_auto_on_cpu_is_sdpa_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    resolve_backend.cache_clear()
+    with caplog.at_level(logging.INFO, logger="rsc_seg"):
+        assert [resolve_backend("auto", CPU, torch.float32) for _ in range(3)] == ["sdpa"] * 3
+    lines = [r.message for r in caplog.records if "attention backend" in r.message]
+    assert len(lines) == 1 and "cpu" in lines[0] and "sdpa" in lines[0]
+
+
+def test_named_cpu_backends_are_taken_at_their_word() -> None:
+    assert resolve_backend("eager", CPU, torch.float32) == "eager"
+    assert resolve_backend("sdpa", CPU, torch.bfloat16) == "sdpa"
+
+
+def test_xformers_away_from_cuda_is_refused() -> None:
+    with pytest.raises(UserError, match=r"attention=xformers.*'cpu', only on CUDA; use attention=auto or sdpa"):
+        resolve_backend("xformers", CPU, torch.float32)
+    with pytest.raises(UserError, match="only on CUDA"):
+        attend(*qkv(), backend="xformers")
+
+
+def test_unknown_backend_names_all_and_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'xformers'") as e:
+        resolve_backend("xformer", CPU, torch.float32)
+    assert all(name in str(e.value) for name in BACKENDS)

@@ -1,0 +1,128 @@
+"""Cached features: found by what they depend on, complete or absent, read without loading."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsc_seg.config import CropConfig
+from rsc_seg.errors import UserError
+from rsc_seg.training.cache import cache_key, estimate_gb, module_digest, open_cache
+
+SHAPES = {"a": (2, 3), "b": (1,)}
+
+
+def features(i: int) -> dict[str, Tensor]:
+    return {"a": torch.full((1, 2, 3), i + 0.25), "b": torch.full((1, 1), float(i))}
+
+
+class Counted:
+    """A producer of five images that counts its calls."""
+
+    def __init__(self, images: int = 5) -> None:
+        self.images = images
+        self.calls = 0
+
+    def __call__(self) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """One image at a time, last first."""
+        self.calls += 1
+        for i in reversed(range(self.images)):
+            yield [i], features(i)
+
+
+def test_computed_once_and_read_by_rows(tmp_path: Path) -> None:
+    produce = Counted()
+    first = open_cache(tmp_path, "k", SHAPES, 5, "float32", produce)
+    again = open_cache(tmp_path, "k", SHAPES, 5, "float32", produce)
+    assert produce.calls == 1
+    for cache in (first, again):
+        assert torch.equal(cache.rows("a", [4, 0]), torch.cat([features(4)["a"], features(0)["a"]]))
+        assert cache.rows("b", [1, 1, 3]).flatten().tolist() == [1, 1, 3]
+    assert isinstance(again.arrays["a"], np.memmap)
+    assert sorted(os.listdir(tmp_path)) == ["k"]
+
+
+def test_rows_do_not_write_back(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path, "k", SHAPES, 5, "float32", Counted())
+    cache.rows("a", [2]).zero_()
+    assert torch.equal(cache.rows("a", [2]), features(2)["a"])
+
+
+def test_half_precision_is_half_the_size_and_keeps_exact_arrays(tmp_path: Path) -> None:
+    def large() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        yield [0], {"a": torch.full((1, 2, 3), 1 / 3), "b": torch.full((1, 1), 4097.0)}
+
+    cache = open_cache(tmp_path, "k", SHAPES, 1, "float16", large, exact=("b",))
+    assert cache.arrays["a"].dtype == np.float16
+    assert torch.allclose(cache.rows("a", [0]), torch.tensor(1 / 3), atol=2e-4)
+    assert cache.rows("a", [0]).dtype == torch.float32
+    assert cache.rows("b", [0]).tolist() == [[4097.0]]
+
+
+def test_what_a_killed_run_left_is_made_anew(tmp_path: Path) -> None:
+    partial, headless = tmp_path / ".k.partial", tmp_path / "k"
+    for folder in (partial, headless):
+        folder.mkdir()
+        (folder / "a.npy").write_bytes(b"half")
+    produce = Counted()
+    cache = open_cache(tmp_path, "k", SHAPES, 5, "float32", produce)
+    assert produce.calls == 1 and cache.rows("b", [3]).item() == 3
+    assert os.listdir(tmp_path) == ["k"]
+
+
+def test_missing_images_are_never_taken_for_complete(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="3 of 5"):
+        open_cache(tmp_path, "k", SHAPES, 5, "float32", Counted(3))
+    assert not (tmp_path / "k").exists()
+    assert open_cache(tmp_path, "k", SHAPES, 5, "float32", Counted()).rows("b", [4]).item() == 4
+
+
+def test_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
+    def full() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        yield [0], features(0)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"k: feature cache not written \(No space left on device\).*cache\.mode=off"):
+        open_cache(tmp_path, "k", SHAPES, 5, "float32", full)
+    assert os.listdir(tmp_path) == []
+
+
+def test_cache_root_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="feature cache not written"):
+        open_cache(tmp_path / "file", "k", SHAPES, 5, "float32", Counted())
+
+
+def test_estimate() -> None:
+    assert estimate_gb({"a": (1000, 10), "b": (5,)}, 100, "float32") == pytest.approx(10005 * 100 * 4 / 1e9)
+    assert estimate_gb({"a": (1000,)}, 100, "float16") == pytest.approx(2e-4)
+
+
+def test_digest_follows_every_value_and_shape() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    first = module_digest(module)
+    assert module_digest(module) == first
+    module[1].running_mean[0] = 1e-6
+    second = module_digest(module)
+    assert second != first
+    with torch.no_grad():
+        module[0].weight[0, 0] += 1e-6
+    assert module_digest(module) not in (first, second)
+    assert module_digest(nn.Linear(2, 3, bias=False)) != module_digest(nn.Linear(3, 2, bias=False))
+
+
+def test_key_follows_every_part() -> None:
+    keys = {
+        cache_key(kind="x", crops=CropConfig()),
+        cache_key(kind="y", crops=CropConfig()),
+        cache_key(kind="x", crops=CropConfig(size=[14, 14])),
+        cache_key(kind="x", crops=CropConfig(), seed=1),
+    }
+    assert len(keys) == 4
+    assert cache_key(kind="x", crops=CropConfig()) in keys
