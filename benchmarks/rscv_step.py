@@ -3,9 +3,9 @@
 
     benchmarks/rscv_step.py [--backbone dinov2_vits14] [--size 224] [--steps 5] [--batch 2] [--threads N]
 
-Reference: timm's whole teacher on the image, crops one by one, f_A run a second time for the Refiner, nothing kept. Ours: the same step
-from cached frozen features, as tools/rscv_finetune.py runs it with crops.bank. Weights are random, so the position rule is
-timm's and both sides are the same function: their losses are compared first and must agree. Prints the median ratio.
+Reference: timm's whole teacher on the image, crops one by one, nothing kept. Ours: the same step from cached frozen
+features, as tools/rscv_finetune.py runs it with crops.bank. Weights are random and the position rule is timm's, so both
+sides are the same function: their losses are compared first and must agree. Prints the median ratio.
 """
 
 import argparse
@@ -75,7 +75,11 @@ class Bench:
         z = crop_features(self.encoder, (size, size), self.boxes, self.crops, "own")
         with torch.no_grad():
             regions = self.refiner(early, self.boxes, self.grid)
-        arrays = {**early._asdict(), "crop_tokens": z.unflatten(0, (batch, 4)), "regions": regions.unflatten(0, (batch, 4))}
+        arrays = {
+            **early._asdict(),
+            "crop_tokens": z.unflatten(0, (batch, 4)),
+            "regions": regions.unflatten(0, (batch, 4)),
+        }
         shapes = {name: tuple(t.shape[1:]) for name, t in arrays.items()}
         return open_cache(folder, "bench", shapes, batch, "float32", lambda: iter([(list(range(batch)), arrays)]))
 
@@ -126,7 +130,9 @@ def step_seconds(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -
     return time.perf_counter() - start
 
 
-def compare(name: str, sides: tuple[Callable[[], Tensor], Callable[[], Tensor], list[torch.nn.Parameter]], steps: int) -> str:
+def compare(
+    name: str, sides: tuple[Callable[[], Tensor], Callable[[], Tensor], list[torch.nn.Parameter]], steps: int
+) -> str:
     """One line: both medians and the median of the pairwise ratios."""
     ours, reference, parameters = sides
     with torch.no_grad():

@@ -132,6 +132,9 @@ class CacheConfig:
     max_gb: float = 20.0
     dtype: str = "float32"  # float32 | float16
 
+    def __post_init__(self) -> None:
+        self.mode = {"True": "on", "False": "off"}.get(self.mode, self.mode)  # YAML reads on and off as booleans
+
 
 @dataclass
 class RunConfig:

@@ -1,8 +1,8 @@
-"""The whole of R-SC-V on this machine: demo weights, embedded pictures, both stages, the control, the measure, the report."""
+"""All of R-SC-V on this machine: demo weights, embedded pictures, both stages, control, measure, report."""
 
 from pathlib import Path
 
-from rsc_seg.cli.common import make_parser, config_from, print_config, run_command, say
+from rsc_seg.cli.common import config_from, make_parser, print_config, run_command, say
 from rsc_seg.config import EvaluateConfig, RscvConfig
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "rscv" / "demo.yaml"

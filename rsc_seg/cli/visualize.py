@@ -8,7 +8,8 @@ from rsc_seg.errors import UserError
 
 _EPILOG = """examples:
   visualize.py cat.jpg --backbone dinov2_vits14 --weights demo
-  visualize.py photos/*.jpg --backbone dinov2_vits14 --weights demo --checkpoint runs/mine/student.safetensors --size 518x518
+  visualize.py photos/*.jpg --backbone dinov2_vits14 --weights demo --size 518x518 \\
+      --checkpoint runs/mine/student.safetensors
 """
 
 

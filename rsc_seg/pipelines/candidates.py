@@ -106,7 +106,7 @@ def run_candidates(
     names = [c.name for c in found]
     if not found:
         raise UserError(
-            f"{folder}: no refiner.safetensors or student.safetensors here; train first or finish the run with --resume."
+            f"{folder}: no refiner.safetensors or student.safetensors here; train first or go on with --resume."
         )
     return [c for i, c in enumerate(found) if c.name not in names[:i]]  # alpha 1 exported as the default: one row
 

@@ -78,7 +78,8 @@ def _check_same(folder: Path, config: RscvConfig) -> None:
     changed = _differences(old, new)
     if changed:
         raise UserError(
-            f"{folder}: --resume with another configuration: {', '.join(changed[:4])}; restore it or choose another --output-dir."
+            f"{folder}: --resume with another configuration: {', '.join(changed[:4])}; "
+            "restore it or choose another --output-dir."
         )
 
 

@@ -27,12 +27,12 @@ _TITLES = {
     "end_to_end": "End to end",
 }
 _LIMITS = [
-    "The rows come from one training run; ± is over probe seeds only. Training noise comes on top and is of the order of one to two points: "
-    "read small differences together with the table over several training seeds in the README.",
-    "The linear probe alone does not show whether features of one surface still resemble each other: affinity AP, above all beyond a distance of "
-    "6 tokens, does.",
-    "The coupling ratio also falls when features collapse, and the Refiner's is low by construction, because each region is cut out before its head: "
-    "it stands beside the mean cosines and ranks nothing alone.",
+    "The rows come from one training run; ± is over probe seeds only. Training noise comes on top and is of the order of "
+    "one to two points: read small differences together with the README's table over several training seeds.",
+    "The linear probe alone does not show whether features of one surface still resemble each other: affinity AP, above "
+    "all beyond a distance of 6 tokens, does.",
+    "The coupling ratio also falls when features collapse, and the Refiner's is low by construction, because each region "
+    "is cut out before its head: it stands beside the mean cosines and ranks nothing alone.",
 ]
 
 
@@ -61,9 +61,10 @@ def _table(result: dict[str, Any]) -> Table:
         rows.append(Row(entry["name"], cells, entry["note"], reference=i == 0))
     height, width = result["settings"]["image_size"]
     caption = (
-        f"Linear probe and k-means fitted on {result['train_images']} training images, everything scored on {result['val_images']} validation images "
-        f"({result['data']}, {' -> '.join(result['splits'])}) at {height}x{width} pixels; {len(result['classes'])} classes; scores in percent; "
-        "± over probe seeds. Small numbers: difference from the first row."
+        f"Linear probe and k-means fitted on {result['train_images']} training images, everything scored on "
+        f"{result['val_images']} validation images ({result['data']}, {' -> '.join(result['splits'])}) at {height}x{width} "
+        f"pixels; {len(result['classes'])} classes; scores in percent; ± over probe seeds. Small numbers: difference from "
+        "the first row."
     )
     return Table("Before, controls, Refiner, after", columns, rows, caption)
 
@@ -86,7 +87,8 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     far = "affinity_ap_beyond_6"
     change = [rows[student][k] - rows[names[0]][k] for k in ("affinity_ap", far)]
     lines.append(
-        f"Affinity AP of the same row: {_signed(change[0])} against the untuned last layer, {_signed(change[1])} beyond a distance of 6 tokens"
+        f"Affinity AP of the same row: {_signed(change[0])} against the untuned last layer, {_signed(change[1])} beyond a "
+        "distance of 6 tokens"
         + (": tokens of one class that lie far apart resemble each other less than before." if change[1] < -1 else ".")
     )
     ratio = "coupling_median"
@@ -159,6 +161,7 @@ def build_report(folder: Path, config: EvaluateConfig, result: dict[str, Any]) -
     if result["layers"] and result["layers"]["best"] != encoder.depth:
         shown.insert(1, layer_candidate(encoder, result["layers"]["best"], device, ""))
     pictures = _pictures(config, encoder)
+    height, width = config.data.image_size
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     facts = {
         "commit": run["commit"],
@@ -168,7 +171,7 @@ def build_report(folder: Path, config: EvaluateConfig, result: dict[str, Any]) -
     }
     report = Report(
         title=f"R-SC-V on {config.backbone.name}",
-        subtitle=f"{encoder.depth} blocks, {config.data.image_size[0]}x{config.data.image_size[1]} pixels, {run['images']} training images",
+        subtitle=f"{encoder.depth} blocks, {height}x{width} pixels, {run['images']} training images",
         provenance=f"{info.note or 'Weights: ' + info.source + '.'} Licence of the weights: {info.licence}.",
         summary=summary_lines(result) + result["remarks"],
         limits=_LIMITS,

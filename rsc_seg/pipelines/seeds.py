@@ -49,7 +49,7 @@ def mean_rows(results: list[dict[str, Any]]) -> list[tuple[str, dict[str, tuple[
 
 
 def seeds_markdown(runs: list[Path]) -> str:
-    """A Markdown table: mean ± standard deviation over the runs' training seeds (the untuned rows: over probe seeds' noise only)."""
+    """A Markdown table: mean ± standard deviation over the runs' training seeds (untuned rows: probe noise only)."""
     results = [read_probe(run) for run in runs]
     rows = mean_rows(results)
     kmeans = [(k, f"k-means {k.split('_')[1]} mIoU", 1) for k in rows[0][1] if k.startswith("kmeans_")]

@@ -84,6 +84,7 @@ class RscvData:
             images=self.source.fingerprint(),
             data=dataclasses.replace(config.data, workers=0),
             dtype=config.cache.dtype,
+            precision=config.run.precision,
             shapes={k: list(v) for k, v in shapes.items()},
             **depends,
         )
@@ -144,7 +145,7 @@ class RscvData:
         shapes = {"region_tokens": (bank, tokens, self.encoder.embed_dim)}
         if bank == 0 or task.config.end_to_end or task.config.regions != "local" or not self._usable(shapes):
             return None
-        target = "teacher" if task.refiner is None else module_digest(task.refiner) + str(task.refiner.placement)
+        target = "teacher" if task.refiner is None else module_digest(task.refiner) + str(self.config.refiner)
 
         def produce() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
             for indices, samples in self._samples(self.dataset("distill", whole_bank=True)):

@@ -48,8 +48,9 @@ def fit_linear(
     optimizer = torch.optim.AdamW([weight, bias], lr=settings.linear_lr, weight_decay=settings.linear_weight_decay)
     generator = torch.Generator().manual_seed(seed)
     batches = -(-len(labelled) // settings.linear_batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=settings.linear_epochs * batches)
-    for _ in range(settings.linear_epochs):
+    epochs = max(settings.linear_epochs, -(-settings.linear_steps // batches))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * batches)
+    for _ in range(epochs):
         order = labelled[torch.randperm(len(labelled), generator=generator)]
         for part in order.split(settings.linear_batch):
             x = (tokens.index_select(0, part).float() - mean) / std

@@ -6,7 +6,7 @@ from typing import Optional
 from rsc_seg.errors import UserError
 
 _COUNTS = (
-    *("batch_size", "linear_seeds", "linear_epochs", "linear_batch", "kmeans_seeds", "kmeans_tokens"),
+    *("batch_size", "linear_seeds", "linear_epochs", "linear_steps", "linear_batch", "kmeans_seeds", "kmeans_tokens"),
     *("kmeans_iterations", "coupling_pairs", "norm_images", "norm_bins"),
 )
 
@@ -23,6 +23,7 @@ class ProbeSettings:
     seed: int = 0  # the first probe seed, and the seed of the coupling pairs
     linear_seeds: int = 3
     linear_epochs: int = 20
+    linear_steps: int = 500  # at least so many updates: small sets get more epochs
     linear_lr: float = 1e-2
     linear_batch: int = 2048  # tokens
     linear_weight_decay: float = 1e-2

@@ -66,13 +66,18 @@ class RunLog:
         atomic_write(self.path, lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in kept)) and None)
 
     def write(self, stage: str, step: int, values: dict[str, float]) -> None:
-        """One row of numbers."""
+        """One row of numbers; UserError when the disk refuses."""
         if not self.enabled:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
-        for writer in self.writers:
-            writer(stage, step, values)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+            for writer in self.writers:
+                writer(stage, step, values)
+        except OSError as e:
+            raise UserError(
+                f"{self.path}: not written ({e.strerror or e}); checkpoints stand. Free some space and use --resume."
+            ) from e
 
 
 class Progress:

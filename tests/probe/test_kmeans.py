@@ -49,7 +49,9 @@ def test_empty_clusters_are_seeded_again() -> None:
     tokens, _ = directions()
     start = torch.cat([torch.eye(4, 8)[:1], -torch.ones(3, 8)])  # three centroids that no token is nearest to
     found = spherical_kmeans(tokens, 4, seed=0, init=start)
-    assert torch.bincount(found.assignment, minlength=4).tolist() == [60] * 4
+    sizes = torch.bincount(found.assignment, minlength=4)
+    assert sizes.min() > 0
+    assert found.centroids.norm(dim=1).tolist() == pytest.approx([1.0] * 4)
 
 
 def test_fewer_directions_than_clusters_end() -> None:

@@ -13,7 +13,7 @@ from rsc_seg.probe.features import LabelledTokens, TokenFeatures, TokenLabels
 from rsc_seg.probe.linear import fit_linear, linear_probe, token_statistics
 from rsc_seg.probe.settings import ProbeSettings
 
-SETTINGS = ProbeSettings(linear_epochs=30, linear_batch=256)
+SETTINGS = ProbeSettings(linear_epochs=30, linear_batch=256, linear_steps=800)
 
 
 def overlapping(count: int = 3000, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,6 +60,19 @@ def test_tokens_without_labels_do_not_count() -> None:
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
+def test_small_sets_get_more_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (taken.append(1), step(self))[1])
+    tokens, names = overlapping(500)  # two batches
+    share = F.one_hot(names, 3).float()
+    fit_linear(tokens, share, seed=0, settings=ProbeSettings(linear_batch=256, linear_epochs=20, linear_steps=55))
+    assert len(taken) == 56
+    taken.clear()
+    fit_linear(tokens, share, seed=0, settings=ProbeSettings(linear_batch=256, linear_epochs=20, linear_steps=1))
+    assert len(taken) == 40
+
+
 def test_no_labelled_token_is_named() -> None:
     with pytest.raises(UserError, match="no labelled token"):
         fit_linear(torch.randn(5, 2), torch.zeros(5, 3), seed=0, settings=SETTINGS)
@@ -69,13 +82,11 @@ def as_set(seed: int, images: int = 12) -> LabelledTokens:
     tokens, names = overlapping(images * 24, seed)
     share = F.one_hot(names, 3).float().unflatten(0, (images, 24))
     maps = list(names.to(torch.uint8).view(images, 4, 6))
-    return LabelledTokens(
-        TokenFeatures(tokens.unflatten(0, (images, 24)), (4, 6)), TokenLabels(share, maps, (4, 6))
-    )
+    return LabelledTokens(TokenFeatures(tokens.unflatten(0, (images, 24)), (4, 6)), TokenLabels(share, maps, (4, 6)))
 
 
 def test_probe_scores_what_bayes_allows_and_is_quiet_over_seeds() -> None:
-    result = linear_probe(as_set(0, 100), as_set(1, 40), SETTINGS)
+    result = linear_probe(as_set(0, 100), as_set(1, 100), SETTINGS)
     generator = torch.Generator().manual_seed(9)
     names = torch.randint(0, 3, (20000,), generator=generator)
     clean = torch.randn(20000, 3, generator=generator) + 1.5 * torch.eye(3)[names]
@@ -87,6 +98,8 @@ def test_probe_scores_what_bayes_allows_and_is_quiet_over_seeds() -> None:
 
 
 def test_one_seed_has_no_spread() -> None:
-    result = linear_probe(as_set(0), as_set(1), dataclasses.replace(SETTINGS, linear_seeds=1, linear_epochs=2))
+    result = linear_probe(
+        as_set(0), as_set(1), dataclasses.replace(SETTINGS, linear_seeds=1, linear_epochs=2, linear_steps=1)
+    )
     assert result["miou"]["std"] is None
     assert len(result["miou"]["seeds"]) == 1

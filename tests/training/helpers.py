@@ -1,9 +1,12 @@
 """A tiny encoder, batches cut from smooth random pictures, and streams of them."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from rsc_seg.config import AlignConfig, BackboneConfig, DistillStageConfig, OptimConfig, RefinerConfig
@@ -108,3 +111,12 @@ def furthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     """Largest absolute difference over all tensors."""
     assert a.keys() == b.keys()
     return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+def write_pictures(folder: Path, count: int, size: tuple[int, int] = (60, 90)) -> Path:
+    """`count` smooth PNG pictures of height and width `size`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        coarse = np.random.default_rng(i).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+    return folder

@@ -1,0 +1,85 @@
+"""DenseEncoder against numbers of the official DINOv2 code (golden/, written by make_dinov2_golden.py)."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from rsc_seg.models.attention import DenseAttention
+from rsc_seg.models.encoder import DenseEncoder
+from rsc_seg.models.registry import BackboneRow, find_backbone
+from rsc_seg.models.trunk import create_trunk
+from rsc_seg.models.weight_formats import fit_state, to_timm_names
+
+torch.set_num_threads(1)
+HERE = Path(__file__).parent
+ROW_OF = {"plain": "dinov2_tiny14", "registers": "dinov2_tiny14_reg", "swiglu": "dinov2_vitg14"}
+TOLERANCE = 1e-5
+
+
+def _maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_dinov2_golden", HERE / "make_dinov2_golden.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MAKER = _maker()
+
+
+def small_row(variant: str) -> BackboneRow:
+    sizes = {"embed_dim": MAKER.WIDTH, "depth": MAKER.DEPTH, "num_heads": MAKER.HEADS}
+    args = dict(sizes)
+    if variant == "swiglu":
+        args["mlp_ratio"] = 2 * MAKER.SWIGLU_HIDDEN / MAKER.WIDTH  # timm counts both halves
+    row = find_backbone(ROW_OF[variant])
+    return replace(row, embed_dim=MAKER.WIDTH, depth=MAKER.DEPTH, head_blocks=1, timm_args=args)
+
+
+@pytest.fixture(scope="module", params=MAKER.VARIANTS)
+def case(request: pytest.FixtureRequest) -> tuple[DenseEncoder, dict[str, torch.Tensor]]:
+    row = small_row(request.param)
+    trunk = create_trunk(row, attn_layer=DenseAttention)
+    official = to_timm_names(MAKER.seeded_weights(request.param), "golden")
+    trunk.load_state_dict(fit_state(official, row, row.depth, "golden"), strict=True)
+    encoder = DenseEncoder(trunk, row, position_rule=row.position_rule, last_block=row.last_block)
+    with np.load(HERE / "golden" / f"dinov2_{request.param}.npz") as file:
+        numbers = {key: torch.from_numpy(file[key]) for key in file.files if "x" in key.split("/")[0]}
+    return encoder.eval().requires_grad_(False), numbers
+
+
+@pytest.mark.parametrize("size", MAKER.SIZES, ids=str)
+def test_official_numbers(case: tuple[DenseEncoder, dict[str, torch.Tensor]], size: tuple[int, int]) -> None:
+    encoder, numbers = case
+    x, name = MAKER.seeded_image(size), f"{size[0]}x{size[1]}"
+    ours = {
+        "patch": encoder.dense(x).flatten(2).mT,
+        "cls": encoder.cls(x),
+        "block1": encoder.intermediates(x, [1])[0],
+    }
+    for key, value in ours.items():
+        torch.testing.assert_close(value, numbers[f"{name}/{key}"], atol=TOLERANCE, rtol=0, msg=lambda m: f"{key}: {m}")
+
+
+def test_the_comparison_would_see_a_wrong_position_rule() -> None:
+    row = small_row("plain")
+    trunk = create_trunk(row, attn_layer=DenseAttention)
+    trunk.load_state_dict(to_timm_names(MAKER.seeded_weights("plain"), "golden"), strict=True)
+    wrong = DenseEncoder(trunk, row, position_rule="antialias", last_block="full").eval()
+    with np.load(HERE / "golden" / "dinov2_plain.npz") as file, torch.no_grad():
+        patch = torch.from_numpy(file["70x98/patch"])
+        assert (wrong.dense(MAKER.seeded_image((70, 98))).flatten(2).mT - patch).abs().max() > 0.1
+
+
+def test_golden_files_hold_few_numbers_and_say_where_they_come_from() -> None:
+    files = sorted((HERE / "golden").glob("*.npz"))
+    assert [f.stem for f in files] == sorted(f"dinov2_{variant}" for variant in MAKER.VARIANTS)
+    for path in files:
+        assert path.stat().st_size < 400_000
+        with np.load(path) as file:
+            assert len(str(file["commit"])) == 40
