@@ -76,6 +76,7 @@ def _make_head(encoder: DenseEncoder, kind: str, depth: int, hidden: int) -> nn.
     shared = encoder.split(depth)
     head = BlockStack([copy.deepcopy(b) for b in shared.blocks], norm, shared.last_block)
     head.blocks.requires_grad_(True)
+    head.gradient_checkpointing = encoder.gradient_checkpointing
     if kind in ("random", "exogenous"):
         _reinitialise(head.blocks)
     if kind == "exogenous":  # a new space needs its own norm

@@ -27,12 +27,12 @@ _TITLES = {
     "end_to_end": "End to end",
 }
 _LIMITS = [
-    "The rows come from one training run; ± is over probe seeds only. Training noise comes on top and is of the order of "
-    "one to two points: read small differences together with the README's table over several training seeds.",
-    "The linear probe alone does not show whether features of one surface still resemble each other: affinity AP, above "
-    "all beyond a distance of 6 tokens, does.",
-    "The coupling ratio also falls when features collapse, and the Refiner's is low by construction, because each region "
-    "is cut out before its head: it stands beside the mean cosines and ranks nothing alone.",
+    "The rows come from one training run; ± is over probe seeds only. Training noise comes on top and is of the order "
+    "of one to two points: read small differences together with the README's table over several training seeds.",
+    "The linear probe alone does not show whether features of one surface still resemble each other: affinity AP, "
+    "above all beyond a distance of 6 tokens, does.",
+    "The coupling ratio also falls when features collapse, and the Refiner's is low by construction, because each "
+    "region is cut out before its head: it stands beside the mean cosines and ranks nothing alone.",
 ]
 
 
@@ -62,9 +62,9 @@ def _table(result: dict[str, Any]) -> Table:
     height, width = result["settings"]["image_size"]
     caption = (
         f"Linear probe and k-means fitted on {result['train_images']} training images, everything scored on "
-        f"{result['val_images']} validation images ({result['data']}, {' -> '.join(result['splits'])}) at {height}x{width} "
-        f"pixels; {len(result['classes'])} classes; scores in percent; ± over probe seeds. Small numbers: difference from "
-        "the first row."
+        f"{result['val_images']} validation images ({result['data']}, {' -> '.join(result['splits'])}) at "
+        f"{height}x{width} pixels; {len(result['classes'])} classes; scores in percent; ± over probe seeds. "
+        "Small numbers: difference from the first row."
     )
     return Table("Before, controls, Refiner, after", columns, rows, caption)
 
@@ -87,8 +87,8 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     far = "affinity_ap_beyond_6"
     change = [rows[student][k] - rows[names[0]][k] for k in ("affinity_ap", far)]
     lines.append(
-        f"Affinity AP of the same row: {_signed(change[0])} against the untuned last layer, {_signed(change[1])} beyond a "
-        "distance of 6 tokens"
+        f"Affinity AP of the same row: {_signed(change[0])} against the untuned last layer, {_signed(change[1])} "
+        "beyond a distance of 6 tokens"
         + (": tokens of one class that lie far apart resemble each other less than before." if change[1] < -1 else ".")
     )
     ratio = "coupling_median"

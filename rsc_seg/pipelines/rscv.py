@@ -9,13 +9,14 @@ from typing import Any, Optional
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import FSDPStrategy
 from torch import Tensor
 
 from rsc_seg.config import DistillStageConfig, OptimConfig, RscvConfig, require_choice
 from rsc_seg.data.images import open_images
 from rsc_seg.errors import UserError
 from rsc_seg.models.build import build_backbone
-from rsc_seg.models.encoder import DenseEncoder
+from rsc_seg.models.encoder import DenseEncoder, trainable_parameters
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.refiner_file import load_refiner, save_refiner
 from rsc_seg.models.weights import blend_states, save_encoder
@@ -73,7 +74,7 @@ def make_fabric(config: RscvConfig) -> Fabric:
             accelerator=run.device,
             devices=run.devices,
             num_nodes=run.nodes,
-            strategy=run.strategy,
+            strategy=FSDPStrategy(state_dict_type="full") if run.strategy == "fsdp" else run.strategy,
             precision=run.precision,  # type: ignore[arg-type]
         )
     except Exception as e:  # Fabric reports what a machine lacks by several types
@@ -82,20 +83,37 @@ def make_fabric(config: RscvConfig) -> Fabric:
         ) from e
 
 
+def _rehearse(data: RscvData, folder: Path, stage: str) -> None:
+    """Builds what the stages need once, so that values that do not fit fail before anything is written."""
+    config, encoder = data.config, data.encoder
+    data.dataset("refine")
+    for optim in (config.refine.optim, config.distill.optim):
+        total_steps(optim, len(data.source))
+    RefinerTask(
+        encoder,
+        Refiner(encoder, config.refiner),
+        config.refine.align,
+        grid=data.crop_grid,
+        positions=config.crops.positions,
+    )
+    trainable_parameters(encoder, config.distill.trainable)
+    encoder.requires_grad_(False)
+    if stage == "distill" and config.distill.target == "refiner":
+        load_refiner(folder / "refiner.safetensors", encoder)
+
+
 def _open(config: RscvConfig, folder: Path, resume: bool, stage: str) -> _Run:
     fabric = make_fabric(config)
     fabric.launch()
     source = open_images(config.data.kind, config.data.root, config.data.split, config.data.limit, config.data.every)
     encoder, info = build_backbone(config.backbone, fabric.device)
-    encoder.grid(*config.data.image_size), encoder.grid(*config.crops.size)  # bad sizes fail before anything is written
-    Refiner(encoder, config.refiner)
-    existed = folder.exists()
-    if fabric.is_global_zero and not (stage == "distill" and (folder / "refiner.safetensors").is_file()):
-        open_run_folder(folder, config, resume=resume)
-    elif fabric.is_global_zero:
-        open_run_folder(folder, config, resume=True)
-    fabric.barrier()
     data = RscvData(config, source, encoder, fabric, folder)
+    _rehearse(data, folder, stage)
+    existed = folder.exists()
+    fresh = stage == "distill" and not (folder / "checkpoints" / "distill").exists()  # stage 1's folder is taken over
+    if fabric.is_global_zero:
+        open_run_folder(folder, config, resume=resume or fresh)
+    fabric.barrier()
     log = RunLog(
         folder, enabled=fabric.is_global_zero, wandb_config=dataclasses.asdict(config) if config.run.wandb else None
     )
@@ -204,6 +222,12 @@ def train_end_to_end(run: _Run) -> None:
 def _check(config: RscvConfig, stage: str) -> None:
     require_choice("--stage", stage, STAGES)
     require_choice("distill.target", config.distill.target, ("refiner", "teacher"))
+    require_choice("distill.regions", config.distill.regions, ("local", "global"))
+    if config.distill.boxes < 1 or 0 < config.crops.bank < config.distill.boxes:
+        raise UserError(
+            f"distill.boxes={config.distill.boxes}: must be 1 or more, and at most crops.bank={config.crops.bank} "
+            "where there is a bank."
+        )
     if not 0 <= config.distill.alpha <= 1:
         raise UserError(f"distill.alpha={config.distill.alpha}: must be from 0 (the start) to 1 (the trained weights).")
     if config.distill.end_to_end and (stage != "all" or config.distill.target != "refiner"):

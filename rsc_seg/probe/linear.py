@@ -10,7 +10,7 @@ from torch import Tensor
 from rsc_seg.errors import UserError
 from rsc_seg.metrics.confusion import ConfusionMatrix, Scores
 from rsc_seg.probe.features import LabelledTokens
-from rsc_seg.probe.scoring import percent_summary, pixel_counts
+from rsc_seg.probe.scoring import one_thread, percent_summary, pixel_counts
 from rsc_seg.probe.settings import ProbeSettings
 
 
@@ -30,6 +30,7 @@ def token_statistics(
     return mean.float(), std.float()
 
 
+@one_thread()
 def fit_linear(
     tokens: Float[Tensor, "N D"], share: Float[Tensor, "N T"], *, seed: int, settings: ProbeSettings
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, " T"]]:

@@ -1,6 +1,7 @@
 """From token scores to pixel scores: upsampling, argmax, counting."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,22 @@ from torch import Tensor
 from rsc_seg.metrics.confusion import IGNORE, joint_histogram
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one CPU thread inside, as before outside.
+
+    For many small operations: a second thread gains little on idle cores and, where cores are shared, waits at every
+    one of them (the linear probe took seven times as long).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def pixel_counts(
     token_scores: Sequence[Float[Tensor, "L K"]],
     maps: Sequence[Int[Tensor, "H W"]],

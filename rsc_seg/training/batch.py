@@ -16,7 +16,7 @@ def _present(value: Optional[Tensor], name: str) -> Tensor:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: under mixed precision Fabric casts the fields of a copy
 class Batch:
     """B images with R boxes each (xyxy, pixels of the resized frame). What a cache supplies is left out of the rest.
 

@@ -16,6 +16,8 @@ from rsc_seg.ops.contrast import ALIGN_LOSSES, alignment_loss
 from rsc_seg.ops.correlation import scd_loss
 from rsc_seg.training.batch import Batch
 
+POSITIONS = ("own", "shared")
+
 
 class Task(nn.Module):
     """`task(batch) -> {"loss": scalar, other scalars}`; frozen parts stay in eval mode."""
@@ -44,7 +46,7 @@ def crop_features(
 
     positions: own (each crop in its own frame) or shared (position embeddings of its place in the image).
     """
-    require_choice("crops.positions", positions, ("own", "shared"))
+    require_choice("crops.positions", positions, POSITIONS)
     with torch.no_grad():
         flat = crops.flatten(0, 1)
         place = None
@@ -73,6 +75,7 @@ class RefinerTask(Task):
         super().__init__()
         require_choice("refine.align.loss", align.loss, ALIGN_LOSSES)
         require_choice("refine.align.direction", align.direction, ("g2l", "l2g"))
+        require_choice("crops.positions", positions, POSITIONS)
         self.encoder, self.refiner = encoder, refiner
         self.align, self.grid, self.positions = align, grid, positions
         self.train()

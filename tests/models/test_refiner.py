@@ -186,6 +186,15 @@ def test_region_cls_starts_as_the_images_own_and_learns_the_regions(make_encoder
     assert torch.equal(prefix[:, 1:], early.prefix[:, 1:].repeat_interleave(2, dim=0))  # the image's registers
 
 
+def test_region_cls_reads_the_features_without_inter(make_encoder: Maker) -> None:
+    encoder = make_encoder()
+    refiner = make(encoder, stirred=True, taps=[1, 2])
+    early = refiner.early(encoder, images())
+    other = early._replace(taps=early.taps.flip(1))
+    assert not torch.equal(refiner._fused(early), refiner._fused(other))
+    assert torch.equal(refiner._prefix(early, BOXES), refiner._prefix(other, BOXES))
+
+
 @pytest.mark.parametrize("residual", [True, False])
 def test_cls_residual_decides_whether_the_images_cls_counts(make_encoder: Maker, residual: bool) -> None:
     encoder = make_encoder()
