@@ -145,7 +145,7 @@ class RunConfig:
     devices: int = 1
     nodes: int = 1
     strategy: str = "auto"  # auto | ddp | fsdp
-    precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
+    precision: str = "32-true"  # 32-true | bf16-mixed
     log_every: int = 10
     save_every: int = 200  # steps between checkpoints
     wandb: bool = False

@@ -1,6 +1,7 @@
 """R-SC-V from a configuration: both stages, the control, and what they leave in the run folder."""
 
 import dataclasses
+import json
 import logging
 import time
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def make_fabric(config: RscvConfig) -> Fabric:
     """Lightning Fabric for the run section; UserError for a device or strategy that this machine has not."""
     run = config.run
     require_choice("run.strategy", run.strategy, ("auto", "ddp", "fsdp"))
-    require_choice("run.precision", run.precision, ("32-true", "bf16-mixed", "16-mixed"))
+    require_choice("run.precision", run.precision, ("32-true", "bf16-mixed"))
     require_choice("run.device", run.device, ("auto", "cpu", "cuda", "mps"))
     if run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device=cuda: this machine has no usable CUDA device; use --device cpu or auto.")
@@ -155,10 +156,9 @@ def _train(
     began = time.monotonic()
     checkpoints = fit(run.fabric, task, groups, batches, options, run.folder, run.log)
     if run.fabric.is_global_zero:
-        update_json(
-            run.folder / "run.json",
-            {f"seconds_{options.stage}": round(time.monotonic() - began, 1), f"steps_{options.stage}": options.total},
-        )
+        key, facts = f"seconds_{options.stage}", run.folder / "run.json"
+        before = json.loads(facts.read_text(encoding="utf-8")).get(key, 0) if run.resume else 0
+        update_json(facts, {key: round(before + time.monotonic() - began, 1), f"steps_{options.stage}": options.total})
     return final_parameters(checkpoints, options.total)
 
 

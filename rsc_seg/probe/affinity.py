@@ -6,8 +6,10 @@ import torch
 
 from rsc_seg.ops.affinity import BANDS, class_affinity
 from rsc_seg.probe.features import LabelledTokens
+from rsc_seg.probe.scoring import one_thread
 
 
+@one_thread()
 def affinity_probe(data: LabelledTokens) -> dict[str, Any]:
     """AP and AUC in percent for each distance band: mean over a class's queries in all images, then over the classes.
 

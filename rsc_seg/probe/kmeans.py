@@ -11,7 +11,7 @@ from rsc_seg.errors import UserError
 from rsc_seg.metrics.confusion import ConfusionMatrix, Scores
 from rsc_seg.metrics.matching import hungarian_match, majority_match
 from rsc_seg.probe.features import LabelledTokens
-from rsc_seg.probe.scoring import percent_summary, pixel_counts
+from rsc_seg.probe.scoring import one_thread, percent_summary, pixel_counts
 from rsc_seg.probe.settings import ProbeSettings
 
 
@@ -86,6 +86,7 @@ def _scores(counts: Int[Tensor, "T K"], names: Int[Tensor, " K"]) -> Scores:
     return confusion.scores()
 
 
+@one_thread()
 def kmeans_probe(train: LabelledTokens, val: LabelledTokens, k: int, settings: ProbeSettings) -> dict[str, Any]:
     """Clusters training tokens and scores the clusters as a segmentation of the val images, for each seed.
 

@@ -16,8 +16,8 @@ from rsc_seg.metrics.confusion import IGNORE, joint_histogram
 def one_thread() -> Iterator[None]:
     """torch on one CPU thread inside, as before outside.
 
-    For many small operations: a second thread gains little on idle cores and, where cores are shared, waits at every
-    one of them (the linear probe took seven times as long).
+    For many small operations: a second thread gains little on idle cores and, where cores are shared, waits for the
+    other at each of them, which makes the whole several times slower.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
