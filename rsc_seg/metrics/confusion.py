@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from rsc_seg.errors import UserError
@@ -12,8 +12,8 @@ IGNORE = 255
 
 
 def joint_histogram(
-    truth: Int[Tensor, "*P"], predicted: Int[Tensor, "*P"], num_truth: int, num_predicted: int
-) -> Int[Tensor, "T K"]:
+    truth: Integer[Tensor, "*P"], predicted: Integer[Tensor, "*P"], num_truth: int, num_predicted: int
+) -> Integer[Tensor, "T K"]:
     """Counts how often truth t meets prediction k.
 
     Both arguments have one shape and values in 0..num-1 (anything to be ignored is removed before). Returns int64
@@ -56,7 +56,7 @@ class ConfusionMatrix:
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.missed = torch.zeros(num_classes, dtype=torch.int64)
 
-    def update(self, truth: Int[Tensor, "*P"], predicted: Int[Tensor, "*P"]) -> None:
+    def update(self, truth: Integer[Tensor, "..."], predicted: Integer[Tensor, "..."]) -> None:
         """Adds one image or batch: both tensors of one shape, values 0..T-1 or `ignore_index`.
 
         Raises UserError when the shapes differ or a value is neither a class nor `ignore_index`.

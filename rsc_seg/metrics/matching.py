@@ -1,14 +1,14 @@
 """Naming clusters after classes: one-to-one (Hungarian) or many-to-one (majority)."""
 
 import torch
-from jaxtyping import Int, Real
+from jaxtyping import Integer, Real
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rsc_seg.metrics.confusion import IGNORE
 
 
-def hungarian_match(counts: Real[Tensor, "T K"], unmatched: int = IGNORE) -> Int[Tensor, " K"]:
+def hungarian_match(counts: Real[Tensor, "T K"], unmatched: int = IGNORE) -> Integer[Tensor, " K"]:
     """One class for each cluster so that the matched counts sum to the most; no class is used twice.
 
     `counts[t, k]` is how often class t meets cluster k. With more clusters than classes the rest get `unmatched`; with
@@ -20,7 +20,7 @@ def hungarian_match(counts: Real[Tensor, "T K"], unmatched: int = IGNORE) -> Int
     return names
 
 
-def majority_match(counts: Real[Tensor, "T K"], unmatched: int = IGNORE) -> Int[Tensor, " K"]:
+def majority_match(counts: Real[Tensor, "T K"], unmatched: int = IGNORE) -> Integer[Tensor, " K"]:
     """The most frequent class of every cluster; several clusters may share one (ties: the lower class).
 
     A cluster that meets no class at all gets `unmatched`. Returns the class of every cluster, int64.

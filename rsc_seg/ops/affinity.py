@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 Band = tuple[float, float]  # candidates at token distance d with low < d <= high
@@ -20,7 +20,7 @@ class AffinityScores(NamedTuple):
 
     ap: Float[Tensor, "bands Q"]
     auc: Float[Tensor, "bands Q"]
-    classes: Int[Tensor, " Q"]
+    classes: Integer[Tensor, " Q"]
 
 
 def ranking_scores(
@@ -60,7 +60,7 @@ def ranking_scores(
 
 def class_affinity(
     tokens: Float[Tensor, "L D"],
-    labels: Int[Tensor, " L"],
+    labels: Integer[Tensor, " L"],
     grid: tuple[int, int],
     *,
     bands: Sequence[Band] = tuple(BANDS.values()),

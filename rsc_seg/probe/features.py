@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from rsc_seg.data.segmentation import LabelledSet
@@ -41,10 +41,10 @@ class TokenLabels:
     """
 
     share: Float[Tensor, "N L T"]
-    maps: list[Int[Tensor, "H W"]]
+    maps: list[Integer[Tensor, "_ _"]]
     grid: tuple[int, int]
 
-    def majority(self) -> Int[Tensor, "N L"]:
+    def majority(self) -> Integer[Tensor, "N L"]:
         """The class with more than half of the token's cell, or -1."""
         top, name = self.share.max(dim=2)
         return torch.where(top > 0.5, name, -1)
@@ -57,7 +57,7 @@ class LabelledTokens(NamedTuple):
     labels: TokenLabels
 
 
-def cell_shares(labels: Int[np.ndarray, "H W"], grid: tuple[int, int], num_classes: int) -> Float[Tensor, "L T"]:
+def cell_shares(labels: Integer[np.ndarray, "H W"], grid: tuple[int, int], num_classes: int) -> Float[Tensor, "L T"]:
     """Share of each class in each token's cell of the label map; a pixel belongs to the cell that holds its centre.
 
     Values outside 0..T-1 count as void. A cell without a pixel (labels smaller than the grid) has an all-zero row.
@@ -74,7 +74,7 @@ def cell_shares(labels: Int[np.ndarray, "H W"], grid: tuple[int, int], num_class
     return torch.from_numpy(share).float()
 
 
-def resize_labels(labels: Int[np.ndarray, "H W"], scale: float) -> Int[Tensor, "h w"]:
+def resize_labels(labels: Integer[np.ndarray, "H W"], scale: float) -> Integer[Tensor, "h w"]:
     """The label map at `scale` (0..1] of its height and width, by picking the pixel nearest to each new centre; uint8
     or int16."""
     height, width = (max(1, round(side * scale)) for side in labels.shape)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from rsc_seg.errors import UserError
@@ -20,7 +20,7 @@ class Clustering(NamedTuple):
     used."""
 
     centroids: Float[Tensor, "K D"]
-    assignment: Int[Tensor, " N"]
+    assignment: Integer[Tensor, " N"]
     cohesion: float
     iterations: int
 
@@ -76,7 +76,7 @@ def spherical_kmeans(
     return Clustering(centroids, assignment, nearest.mean().item(), iteration)
 
 
-def _scores(counts: Int[Tensor, "T K"], names: Int[Tensor, " K"]) -> Scores:
+def _scores(counts: Integer[Tensor, "T K"], names: Integer[Tensor, " K"]) -> Scores:
     confusion = ConfusionMatrix(len(counts))
     for cluster, name in enumerate(names.tolist()):
         if name < len(counts):

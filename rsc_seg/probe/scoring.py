@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from rsc_seg.metrics.confusion import IGNORE, joint_histogram
@@ -30,10 +30,10 @@ def one_thread() -> Iterator[None]:
 @one_thread()
 def pixel_counts(
     token_scores: Sequence[Float[Tensor, "L K"]],
-    maps: Sequence[Int[Tensor, "H W"]],
+    maps: Sequence[Integer[Tensor, "_ _"]],
     grid: tuple[int, int],
     num_classes: int,
-) -> Int[Tensor, "T K"]:
+) -> Integer[Tensor, "T K"]:
     """How often class t meets prediction k over all labelled pixels of all images.
 
     Each image's (L, K) scores are upsampled bilinearly (half-pixel centres) to its label map, then the largest wins.

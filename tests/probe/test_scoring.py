@@ -10,7 +10,7 @@ from rsc_seg.probe.scoring import one_thread, percent_summary, pixel_counts
 
 
 def test_upsampled_argmax_by_hand() -> None:
-    # one row of two tokens over four pixels: bilinear weights of the second token are 0, 1/4, 3/4, 1
+    # two tokens over four pixels: the weights of the second are 0, 1/4, 3/4, 1
     scores = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     maps = [torch.tensor([[0, 0, 1, 255]], dtype=torch.uint8)]
     assert pixel_counts([scores], maps, (1, 2), 2).tolist() == [[2, 0], [0, 1]]
