@@ -112,7 +112,7 @@ class DistillStageConfig:
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-5, epochs=6.0, batch_size=4))
     boxes: int = 4  # B: regions of an image in one step
-    regions: str = "local"  # local (boxes) | global (the whole image is the one region)
+    regions: str = "local"  # local (boxes) | global (the whole image is the one region) | both
     temperature_student: float = 0.2
     temperature_teacher: float = 0.2
     normalize: bool = True  # false: raw dot products

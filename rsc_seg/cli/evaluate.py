@@ -46,6 +46,7 @@ def _base(run: Path | None) -> dict[str, Any] | None:
     return {
         "backbone": dataclasses.asdict(config.backbone),
         "data": dataclasses.asdict(data),
+        "probe": dataclasses.asdict(config.probe),
         "run": dataclasses.asdict(config.run),
     }
 

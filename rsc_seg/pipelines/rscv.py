@@ -28,7 +28,7 @@ from rsc_seg.training.checkpoint import final_parameters
 from rsc_seg.training.fit import FitOptions, fit
 from rsc_seg.training.log import RunLog
 from rsc_seg.training.optim import parameter_groups, total_steps
-from rsc_seg.training.tasks import DistillTask, EndToEndTask, RefinerTask, Task
+from rsc_seg.training.tasks import REGIONS, DistillTask, EndToEndTask, RefinerTask, Task
 
 _log = logging.getLogger(__name__)
 STAGES = ("refiner", "distill", "all")
@@ -222,7 +222,7 @@ def train_end_to_end(run: _Run) -> None:
 def _check(config: RscvConfig, stage: str) -> None:
     require_choice("--stage", stage, STAGES)
     require_choice("distill.target", config.distill.target, ("refiner", "teacher"))
-    require_choice("distill.regions", config.distill.regions, ("local", "global"))
+    require_choice("distill.regions", config.distill.regions, REGIONS)
     if config.distill.boxes < 1 or 0 < config.crops.bank < config.distill.boxes:
         raise UserError(
             f"distill.boxes={config.distill.boxes}: must be 1 or more, and at most crops.bank={config.crops.bank} "

@@ -140,21 +140,24 @@ class RscvData:
         return self._open("crops", shapes, produce, crops=self.config.crops, seed=self.config.run.seed)
 
     def region_cache(self, task: DistillTask) -> Optional[FeatureCache]:
-        """The distillation target in every box of the bank, or None when it changes or is not to be cached."""
-        bank, tokens = self.config.crops.bank, self.crop_grid[0] * self.crop_grid[1]
-        shapes = {"region_tokens": (bank, tokens, self.encoder.embed_dim)}
-        if bank == 0 or task.config.end_to_end or task.config.regions != "local" or not self._usable(shapes):
+        """The distillation targets (bank's boxes, whole image), or None when they change or are not to be cached."""
+        bank, width, kinds = self.config.crops.bank, self.encoder.embed_dim, task.config.regions
+        shapes: dict[str, tuple[int, ...]] = {}
+        if kinds != "global":
+            shapes["region_tokens"] = (bank, self.crop_grid[0] * self.crop_grid[1], width)
+        if kinds != "local":
+            shapes["whole_tokens"] = (self.image_grid[0] * self.image_grid[1], width)
+        if task.config.end_to_end or (kinds != "global" and bank == 0) or not self._usable(shapes):
             return None
         target = "teacher" if task.refiner is None else module_digest(task.refiner) + str(self.config.refiner)
 
         def produce() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-            for indices, samples in self._samples(self.dataset("distill", whole_bank=True)):
+            for indices, samples in self._samples(self.dataset("distill", whole_bank=bank > 0)):
                 order = [torch.argsort(s["bank_ids"]) for s in samples]
                 boxes = torch.stack([s["boxes"][o] for s, o in zip(samples, order, strict=True)]).to(self.fabric.device)
                 images = torch.stack([s["image"] for s in samples]).to(self.fabric.device)
                 with self.fabric.autocast():
-                    z = task.target(images, boxes, None, self.crop_grid)
-                yield indices, {"region_tokens": z.unflatten(0, (len(samples), bank))}
+                    yield indices, task.targets(Batch(boxes=boxes, names=[], images=images))
 
         return self._open("regions", shapes, produce, crops=self.config.crops, seed=self.config.run.seed, target=target)
 
@@ -228,18 +231,15 @@ class RscvData:
         def batches(start: int) -> Iterator[Batch]:
             for raw in self._loaded(stage, optim, start, total):
                 rows = raw["index"].tolist()
-                target = None
-                if regions is not None:
-                    target = torch.cat(
-                        [z[p] for z, p in zip(regions.rows("region_tokens", rows), raw["bank_ids"], strict=True)]
-                    )
+                known = {} if regions is None else _known_targets(regions, rows, raw["bank_ids"])
                 yield Batch(
                     boxes=raw["boxes"],
                     names=raw["name"],
                     images=raw["image"],
                     crops=raw.get("crops"),
                     early=None if early is None else _early_rows(early, rows),
-                    region_tokens=target,
+                    region_tokens=known.get("region_tokens"),
+                    whole_tokens=known.get("whole_tokens"),
                     skipped=raw["skipped"],
                 )
 
@@ -248,6 +248,17 @@ class RscvData:
 
 def _early_rows(cache: FeatureCache, rows: list[int]) -> EarlyFeatures:
     return EarlyFeatures(cache.rows("prefix", rows), cache.rows("patches", rows), cache.rows("taps", rows))
+
+
+def _known_targets(cache: FeatureCache, rows: list[int], bank_ids: Tensor) -> dict[str, Tensor]:
+    """The batch's targets from a cache: of the boxes that were picked from the bank, of the whole images, or both."""
+    known = {}
+    if "region_tokens" in cache.arrays:
+        picked = zip(cache.rows("region_tokens", rows), bank_ids, strict=True)
+        known["region_tokens"] = torch.cat([z[p] for z, p in picked])
+    if "whole_tokens" in cache.arrays:
+        known["whole_tokens"] = cache.rows("whole_tokens", rows)
+    return known
 
 
 def frozen_copy(encoder: DenseEncoder) -> DenseEncoder:

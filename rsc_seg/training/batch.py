@@ -21,7 +21,7 @@ class Batch:
     """B images with R boxes each (xyxy, pixels of the resized frame). What a cache supplies is left out of the rest.
 
     images: normalised. crops: the boxes cut from the original pictures, normalised. early: f_A's output.
-    crop_tokens: f_I of the crops. region_tokens: the distillation target of every box.
+    crop_tokens: f_I of the crops. region_tokens, whole_tokens: the distillation targets of the boxes and of the image.
     """
 
     boxes: Float[Tensor, "B R 4"]
@@ -31,6 +31,7 @@ class Batch:
     early: Optional[EarlyFeatures] = None
     crop_tokens: Optional[Float[Tensor, "BR L D"]] = None
     region_tokens: Optional[Float[Tensor, "BR L D"]] = None
+    whole_tokens: Optional[Float[Tensor, "B N D"]] = None
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (file, reason) of unreadable images
 
     @property
@@ -57,4 +58,5 @@ class Batch:
             early=None if self.early is None else EarlyFeatures(*(t.to(device, non_blocking=True) for t in self.early)),
             crop_tokens=move(self.crop_tokens),
             region_tokens=move(self.region_tokens),
+            whole_tokens=move(self.whole_tokens),
         )

@@ -1,7 +1,7 @@
 """What a step computes, one module a stage; whatever wraps for distribution wraps the task, and only it is called."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,8 @@ from rsc_seg.ops.correlation import scd_loss
 from rsc_seg.training.batch import Batch
 
 POSITIONS = ("own", "shared")
+
+REGIONS = ("local", "global", "both")
 
 
 class Task(nn.Module):
@@ -119,6 +121,14 @@ class RefinerTask(Task):
         return {"loss": loss, "cosine": cosine, "token_norm": norm}
 
 
+class Region(NamedTuple):
+    """Boxes (xyxy, pixels), the token grid of each, and the target's tokens where a cache holds them."""
+
+    boxes: Float[Tensor, "B R 4"]
+    grid: tuple[int, int]
+    known: Float[Tensor, "BR L D"] | None
+
+
 class DistillTask(Task):
     """Stage 2: the student learns correlations inside regions (SCD, Eq. 2-5; R-SCD with a Refiner as teacher).
 
@@ -136,7 +146,7 @@ class DistillTask(Task):
         grid: tuple[int, int],
     ) -> None:
         super().__init__()
-        require_choice("distill.regions", config.regions, ("local", "global"))
+        require_choice("distill.regions", config.regions, REGIONS)
         self.student, self.teacher, self.refiner = student, teacher, refiner
         self.config, self.grid = config, grid
         trainable_parameters(student, config.trainable)
@@ -156,34 +166,49 @@ class DistillTask(Task):
             early = self.refiner.early(self.teacher, images) if early is None else early
             return self.refiner(early, boxes, grid)
 
-    def regions(self, batch: Batch) -> tuple[Float[Tensor, "B R 4"], tuple[int, int]]:
-        """Boxes and output grid: the batch's, or the whole image at its own grid."""
-        if self.config.regions == "local":
-            return batch.boxes, self.grid
-        height, width = batch.pictures.shape[-2:]
-        return whole_image_boxes(len(batch.pictures), height, width, like=batch.pictures), self.student.grid(
-            height, width
-        )
+    def regions(self, batch: Batch) -> list[Region]:
+        """The batch's boxes at the crops' grid (local), the whole image at its own grid (global), or both in turn."""
+        found = []
+        if self.config.regions in ("local", "both"):
+            found.append(Region(batch.boxes, self.grid, batch.region_tokens))
+        if self.config.regions in ("global", "both"):
+            height, width = batch.pictures.shape[-2:]
+            box = whole_image_boxes(len(batch.pictures), height, width, like=batch.pictures)
+            found.append(Region(box, self.student.grid(height, width), batch.whole_tokens))
+        return found
+
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """What a cache keeps of a batch: `region_tokens` (B,R,L,D) and `whole_tokens` (B,N,D), as `regions` says."""
+        early, images = self._early(batch), batch.pictures
+        found = {}
+        for boxes, grid, _ in self.regions(batch):
+            z = self.target(images, boxes, early, grid).unflatten(0, (len(images), -1))
+            found["region_tokens" if boxes is batch.boxes else "whole_tokens"] = z if boxes is batch.boxes else z[:, 0]
+        return found
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """loss (less the target's entropy it is `excess`), and the student's token norms before the final norm."""
-        boxes, grid = self.regions(batch)
-        target = batch.region_tokens
-        if target is None:
-            target = self.target(batch.pictures, boxes, batch.early, grid)
+        """loss (less the target's entropy it is `excess`), and the student's token norms before the final norm.
+
+        With regions=both the losses of both kinds of regions are added.
+        """
         images = batch.pictures
         tokens = self.student.tokens(images)
         dense = self.student.finish(tokens, self.student.grid(images.shape[-2], images.shape[-1]))
-        pred = roi_tokens(dense, boxes, patch_size=self.student.patch_size, grid=grid)
         options: dict[str, Any] = {
             "temperature_student": self.config.temperature_student,
             "temperature_teacher": self.config.temperature_teacher,
             "normalize": self.config.normalize,
         }
-        loss = scd_loss(pred, target, **options)
+        same = {**options, "temperature_student": self.config.temperature_teacher}
+        loss, entropy = dense.new_zeros(()), dense.new_zeros(())
+        early = self._early(batch)
+        for boxes, grid, known in self.regions(batch):
+            target = self.target(images, boxes, early, grid) if known is None else known
+            pred = roi_tokens(dense, boxes, patch_size=self.student.patch_size, grid=grid)
+            loss = loss + scd_loss(pred, target, **options)
+            with torch.no_grad():
+                entropy = entropy + scd_loss(target, target, **same)
         with torch.no_grad():
-            same = {**options, "temperature_student": self.config.temperature_teacher}
-            entropy = scd_loss(target, target, **same)
             norms = tokens[:, self.student.num_prefix_tokens :].float().norm(dim=-1)
         return {
             "loss": loss,
@@ -191,6 +216,12 @@ class DistillTask(Task):
             "token_norm": norms.mean(),
             "token_norm_max": norms.max(),
         }
+
+    def _early(self, batch: Batch) -> EarlyFeatures | None:
+        """f_A of the batch, run once for all kinds of regions; None when no target needs it."""
+        if self.refiner is None or all(region.known is not None for region in self.regions(batch)):
+            return None
+        return batch.early if batch.early is not None else self.refiner.early(self.teacher, batch.pictures)
 
 
 class EndToEndTask(Task):

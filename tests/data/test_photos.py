@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsc_seg.data import photos
 from rsc_seg.cache_dir import cache_dir
+from rsc_seg.data import photos
 from rsc_seg.errors import UserError
 
 SIZES = {

@@ -9,9 +9,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from rsc_seg.cache_dir import cache_dir
 from rsc_seg.cli import make_scenes
 from rsc_seg.data import vocab
-from rsc_seg.cache_dir import cache_dir
 from rsc_seg.data.scenes import (
     CLASS_TABLE,
     LAYOUT_NAMES,

@@ -219,10 +219,22 @@ def test_no_cache_where_none_belongs(tmp_path: Path, changes: tuple[str, ...]) -
     assert first[0].images is not None and second[0].region_tokens is None
 
 
-def test_no_targets_are_cached_that_change_or_are_the_whole_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["local", "global", "both"])
+def test_cached_targets_of_every_kind_give_the_same_loss(tmp_path: Path, kind: str) -> None:
+    losses = []
+    for mode in ("on", "off"):
+        data = make(tmp_path, f"cache.mode={mode}", f"distill.regions={kind}")
+        refiner = tiny_refiner(data.encoder, noise=0.1)
+        task = distill_task(data.encoder, refiner, data.config.distill)
+        batch = next(data.distill_batches(task, data.config.distill.optim, 2)(0))
+        assert (batch.whole_tokens is not None) == (mode == "on" and kind != "local")
+        losses.append(float(task(batch)["loss"].detach()))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_no_targets_are_cached_that_change(tmp_path: Path) -> None:
     data = make(tmp_path, "cache.mode=on")
-    for config in (DistillStageConfig(regions="global"), DistillStageConfig(end_to_end=True)):
-        assert data.region_cache(distill_task(data.encoder, None, config)) is None
+    assert data.region_cache(distill_task(data.encoder, None, DistillStageConfig(end_to_end=True))) is None
     swapped = make(tmp_path, "cache.mode=on", "refine.align.direction=l2g")
     assert all(b.images is not None and b.crops is not None for b in stage_1(swapped))
     assert folders(data) == set()

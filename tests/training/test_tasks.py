@@ -118,7 +118,8 @@ def test_refiner_at_its_start_with_the_whole_image_is_the_teacher() -> None:
     config = DistillStageConfig(regions="global")
     plain = distill_task(encoder, None, config)
     refined = distill_task(encoder, tiny_refiner(encoder), config)
-    boxes, grid = plain.regions(batch)
+    ((boxes, grid, known),) = plain.regions(batch)
+    assert known is None
     assert grid == (4, 6)
     assert boxes.tolist() == [[[0, 0, SIZE[1], SIZE[0]]]] * 2
     a, b = (t.target(batch.pictures, boxes, None, grid) for t in (plain, refined))
@@ -128,8 +129,18 @@ def test_refiner_at_its_start_with_the_whole_image_is_the_teacher() -> None:
 
 def test_local_regions_are_the_batchs_boxes() -> None:
     batch = tiny_batch(0)
-    boxes, grid = distill_task(tiny_encoder()).regions(batch)
+    ((boxes, grid, _),) = distill_task(tiny_encoder()).regions(batch)
     assert boxes is batch.boxes and grid == GRID
+
+
+def test_both_kinds_of_regions_add_up() -> None:
+    encoder, batch = tiny_encoder(), tiny_batch(0)
+    refiner = tiny_refiner(encoder, noise=0.1)
+    loss = {}
+    for kind in ("local", "global", "both"):
+        loss[kind] = float(distill_task(encoder, refiner, DistillStageConfig(regions=kind))(batch)["loss"].detach())
+    assert loss["both"] == pytest.approx(loss["local"] + loss["global"], abs=1e-5)
+    assert loss["local"] != pytest.approx(loss["global"], abs=1e-3)
 
 
 def test_cached_target_takes_the_place_of_the_computed_one() -> None:
