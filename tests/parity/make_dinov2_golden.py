@@ -1,4 +1,4 @@
-"""Writes golden/*.npz: what the official DINOv2 code computes with small seeded weights.
+"""Writes golden/*.npz: what the official DINOv2 code computes with seeded weights, at toy size and as ViT-S/14.
 
     python tests/parity/make_dinov2_golden.py CHECKOUT
 
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,37 @@ import torch
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
-WIDTH, DEPTH, HEADS, NATIVE, PATCH, REGISTERS = 32, 2, 2, 518, 14, 4
-SWIGLU_HIDDEN = 88  # two thirds of 4 * WIDTH, rounded up to a multiple of 8
-SIZES = [(56, 56), (70, 98), (224, 224)]
-VARIANTS = ("plain", "registers", "swiglu")
+NATIVE, PATCH, REGISTERS = 518, 14, 4
+TINY_SIZES = ((56, 56), (70, 98), (224, 224))
+REAL_SIZES = ((224, 224), (322, 322), (322, 490))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model and what is kept of it: every `stride`-th patch token."""
+
+    width: int = 32
+    depth: int = 2
+    heads: int = 2
+    registers: int = 0
+    swiglu_hidden: int = 0  # two thirds of 4 * width, rounded up to a multiple of 8; 0: an ordinary MLP
+    sizes: tuple[tuple[int, int], ...] = TINY_SIZES
+    stride: int = 1
+
+
+VARIANTS = {
+    "plain": Variant(),
+    "registers": Variant(registers=REGISTERS),
+    "swiglu": Variant(swiglu_hidden=88),
+    "vits14": Variant(384, 12, 6, sizes=REAL_SIZES, stride=23),
+    "vits14_reg": Variant(384, 12, 6, registers=REGISTERS, sizes=REAL_SIZES, stride=23),
+}
 
 
 def official_shapes(variant: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the parameters of an official model of this size."""
-    d, tokens = WIDTH, 1 + (NATIVE // PATCH) ** 2
+    v = VARIANTS[variant]
+    d, tokens = v.width, 1 + (NATIVE // PATCH) ** 2
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, d),
         "mask_token": (1, d),
@@ -37,14 +60,14 @@ def official_shapes(variant: str) -> dict[str, tuple[int, ...]]:
         "norm.weight": (d,),
         "norm.bias": (d,),
     }
-    if variant == "registers":
-        shapes["register_tokens"] = (1, REGISTERS, d)
-    if variant == "swiglu":
-        layers = {"mlp.w12": (2 * SWIGLU_HIDDEN, d), "mlp.w3": (d, SWIGLU_HIDDEN)}
+    if v.registers:
+        shapes["register_tokens"] = (1, v.registers, d)
+    if v.swiglu_hidden:
+        layers = {"mlp.w12": (2 * v.swiglu_hidden, d), "mlp.w3": (d, v.swiglu_hidden)}
     else:
         layers = {"mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d)}
     layers |= {"attn.qkv": (3 * d, d), "attn.proj": (d, d)}
-    for block in range(DEPTH):
+    for block in range(v.depth):
         for name, shape in layers.items():
             shapes[f"blocks.{block}.{name}.weight"] = shape
             shapes[f"blocks.{block}.{name}.bias"] = shape[:1]
@@ -83,32 +106,36 @@ def official_model(variant: str) -> Any:
     """The official network with the settings of its hub, registers included where the variant has them."""
     from dinov2.models.vision_transformer import DinoVisionTransformer
 
-    registers = variant == "registers"
+    v = VARIANTS[variant]
     model = DinoVisionTransformer(
         img_size=NATIVE,
         patch_size=PATCH,
-        embed_dim=WIDTH,
-        depth=DEPTH,
-        num_heads=HEADS,
+        embed_dim=v.width,
+        depth=v.depth,
+        num_heads=v.heads,
         mlp_ratio=4,
         init_values=1.0,
         block_chunks=0,
-        ffn_layer="swiglufused" if variant == "swiglu" else "mlp",
-        num_register_tokens=REGISTERS if registers else 0,
-        interpolate_antialias=registers,
-        interpolate_offset=0.0 if registers else 0.1,
+        ffn_layer="swiglufused" if v.swiglu_hidden else "mlp",
+        num_register_tokens=v.registers,
+        interpolate_antialias=v.registers > 0,
+        interpolate_offset=0.0 if v.registers else 0.1,
     )
     model.load_state_dict(seeded_weights(variant), strict=True)
     return model.eval()
 
 
-def outputs(model: Any, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Final patch and [CLS] tokens and the first block's map, under names that begin with the size."""
+def outputs(model: Any, size: tuple[int, int], stride: int) -> dict[str, np.ndarray]:
+    """Final patch and [CLS] tokens and the first block's patch tokens, under names that begin with the size."""
     x, name = seeded_image(size), f"{size[0]}x{size[1]}"
     with torch.no_grad():
         final = model.forward_features(x)
         (block,) = model.get_intermediate_layers(x, n=[0], reshape=True, norm=False)
-    found = {"patch": final["x_norm_patchtokens"], "cls": final["x_norm_clstoken"], "block1": block}
+    found = {
+        "patch": final["x_norm_patchtokens"][:, ::stride],
+        "cls": final["x_norm_clstoken"],
+        "block1": block.flatten(2).mT[:, ::stride],
+    }
     return {f"{name}/{key}": value.numpy() for key, value in found.items()}
 
 
@@ -123,8 +150,8 @@ def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     for variant in VARIANTS:
         model, arrays = official_model(variant), {"commit": np.array(commit), "torch": np.array(torch.__version__)}
-        for size in SIZES:
-            arrays |= outputs(model, size)
+        for size in VARIANTS[variant].sizes:
+            arrays |= outputs(model, size, VARIANTS[variant].stride)
         np.savez(GOLDEN / f"dinov2_{variant}.npz", **arrays)
 
 

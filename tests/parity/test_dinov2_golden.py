@@ -17,7 +17,13 @@ from rsc_seg.models.weight_formats import fit_state, to_timm_names
 
 torch.set_num_threads(1)
 HERE = Path(__file__).parent
-ROW_OF = {"plain": "dinov2_tiny14", "registers": "dinov2_tiny14_reg", "swiglu": "dinov2_vitg14"}
+ROW_OF = {
+    "plain": "dinov2_tiny14",
+    "registers": "dinov2_tiny14_reg",
+    "swiglu": "dinov2_vitg14",
+    "vits14": "dinov2_vits14",
+    "vits14_reg": "dinov2_vits14_reg",
+}
 TOLERANCE = 1e-5
 
 
@@ -32,42 +38,44 @@ def _maker() -> ModuleType:
 MAKER = _maker()
 
 
-def small_row(variant: str) -> BackboneRow:
-    sizes = {"embed_dim": MAKER.WIDTH, "depth": MAKER.DEPTH, "num_heads": MAKER.HEADS}
-    args = dict(sizes)
-    if variant == "swiglu":
-        args["mlp_ratio"] = 2 * MAKER.SWIGLU_HIDDEN / MAKER.WIDTH  # timm counts both halves
-    row = find_backbone(ROW_OF[variant])
-    return replace(row, embed_dim=MAKER.WIDTH, depth=MAKER.DEPTH, head_blocks=1, timm_args=args)
+def row_of(variant: str) -> BackboneRow:
+    v, row = MAKER.VARIANTS[variant], find_backbone(ROW_OF[variant])
+    if variant.startswith("vits14"):
+        return row
+    args = {"embed_dim": v.width, "depth": v.depth, "num_heads": v.heads}
+    if v.swiglu_hidden:
+        args["mlp_ratio"] = 2 * v.swiglu_hidden / v.width  # timm counts both halves
+    return replace(row, embed_dim=v.width, depth=v.depth, head_blocks=1, timm_args=args)
 
 
-@pytest.fixture(scope="module", params=MAKER.VARIANTS)
-def case(request: pytest.FixtureRequest) -> tuple[DenseEncoder, dict[str, torch.Tensor]]:
-    row = small_row(request.param)
+@pytest.fixture(scope="module", params=list(MAKER.VARIANTS))
+def case(request: pytest.FixtureRequest) -> tuple[str, DenseEncoder, dict[str, torch.Tensor]]:
+    row = row_of(request.param)
     trunk = create_trunk(row, attn_layer=DenseAttention)
     official = to_timm_names(MAKER.seeded_weights(request.param), "golden")
     trunk.load_state_dict(fit_state(official, row, row.depth, "golden"), strict=True)
     encoder = DenseEncoder(trunk, row, position_rule=row.position_rule, last_block=row.last_block)
     with np.load(HERE / "golden" / f"dinov2_{request.param}.npz") as file:
         numbers = {key: torch.from_numpy(file[key]) for key in file.files if "/" in key}
-    return encoder.eval().requires_grad_(False), numbers
+    return request.param, encoder.eval().requires_grad_(False), numbers
 
 
-@pytest.mark.parametrize("size", MAKER.SIZES, ids=str)
-def test_official_numbers(case: tuple[DenseEncoder, dict[str, torch.Tensor]], size: tuple[int, int]) -> None:
-    encoder, numbers = case
+@pytest.mark.parametrize("which", range(3))
+def test_official_numbers(case: tuple[str, DenseEncoder, dict[str, torch.Tensor]], which: int) -> None:
+    variant, encoder, numbers = case
+    size, stride = MAKER.VARIANTS[variant].sizes[which], MAKER.VARIANTS[variant].stride
     x, name = MAKER.seeded_image(size), f"{size[0]}x{size[1]}"
     ours = {
-        "patch": encoder.dense(x).flatten(2).mT,
+        "patch": encoder.dense(x).flatten(2).mT[:, ::stride],
         "cls": encoder.cls(x),
-        "block1": encoder.intermediates(x, [1])[0],
+        "block1": encoder.intermediates(x, [1])[0].flatten(2).mT[:, ::stride],
     }
     for key, value in ours.items():
         assert (value - numbers[f"{name}/{key}"]).abs().max() < TOLERANCE, key
 
 
 def test_the_comparison_would_see_a_wrong_position_rule() -> None:
-    row = small_row("plain")
+    row = row_of("plain")
     trunk = create_trunk(row, attn_layer=DenseAttention)
     trunk.load_state_dict(to_timm_names(MAKER.seeded_weights("plain"), "golden"), strict=True)
     wrong = DenseEncoder(trunk, row, position_rule="antialias", last_block="full").eval()
