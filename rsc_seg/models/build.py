@@ -8,10 +8,11 @@ from timm.models.vision_transformer import VisionTransformer
 
 from rsc_seg.config import BackboneConfig, require_choice
 from rsc_seg.models.attention import DenseAttention, set_backend
-from rsc_seg.models.encoder import LAST_BLOCKS, DenseEncoder
+from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.registry import find_backbone
 from rsc_seg.models.trunk import create_trunk
 from rsc_seg.models.weights import WeightsInfo, resolve_weights
+from rsc_seg.models.weights_info import LAST_BLOCKS
 from rsc_seg.ops.attention import BACKENDS, resolve_backend
 from rsc_seg.ops.position import POSITION_RULES
 

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from rsc_seg.errors import UserError
 from rsc_seg.models.attention import value_block
 from rsc_seg.models.registry import BackboneRow
+from rsc_seg.models.weights_info import LAST_BLOCKS
 from rsc_seg.ops.position import resample_pos_embed
 
-LAST_BLOCKS = ("full", "value")
 
 
 class EarlyFeatures(NamedTuple):

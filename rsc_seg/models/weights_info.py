@@ -9,8 +9,8 @@ from typing import Any
 
 from rsc_seg.errors import UserError
 from rsc_seg.models.registry import BackboneRow
+from rsc_seg.ops.position import POSITION_RULES
 
-POSITION_RULES = ("antialias", "plain", "dinov2", "dinov2_reg")
 LAST_BLOCKS = ("full", "value")
 
 
