@@ -16,7 +16,6 @@ from rsc_seg.models.weights_info import LAST_BLOCKS
 from rsc_seg.ops.position import resample_pos_embed
 
 
-
 class EarlyFeatures(NamedTuple):
     """What the first blocks f_A make of a batch: everything that a Refiner or the remaining blocks need."""
 
