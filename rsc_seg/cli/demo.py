@@ -22,21 +22,18 @@ def main(argv: list[str] | None = None) -> int:
             return
         import dataclasses
 
-        from rsc_seg.pipelines.probe import run_probe
-        from rsc_seg.pipelines.report import build_report
+        from rsc_seg.pipelines.probe import result_lines
+        from rsc_seg.pipelines.report import measure_run
         from rsc_seg.pipelines.rscv import run_rscv
-        from rsc_seg.probe.suite import save_json
-        from rsc_seg.probe.table import text_table
 
         folder = args.output_dir
         run_rscv(config, folder, resume=(folder / "config.yaml").is_file())
         evaluation = EvaluateConfig(
             config.backbone, dataclasses.replace(config.data, every=1, limit=None), config.probe, config.run
         )
-        result = run_probe(evaluation, run=folder)
-        save_json(result, folder / "probe.json")
-        say(text_table(result))
-        say(f"\nreport: {build_report(folder, evaluation, result).resolve()}")
+        result, page = measure_run(evaluation, folder)
+        for line in (*result_lines(result), f"report: {page.resolve()}"):
+            say(line)
 
     return run_command(command, parser.prog)
 

@@ -1,4 +1,5 @@
-"""Measures encoders; `probe` is the quick measure with its controls, `table` the mean and spread over several runs."""
+"""Measures encoders: `probe` is the quick measure with its controls, `report` a run's page from the last measure,
+`table` the mean and spread over several runs."""
 
 import argparse
 import dataclasses
@@ -13,6 +14,7 @@ _EPILOG = """examples:
   evaluate.py probe --run runs/mine                                    # on the run's own data
   evaluate.py probe --run runs/mine data.kind=cityscapes data.root=/data/cityscapes
   evaluate.py probe --backbone dinov2_vits14 --weights demo --checkpoint runs/mine/student.safetensors data.kind=scenes
+  evaluate.py report runs/mine                                         # report.html again, nothing measured
   evaluate.py table runs/seed0 runs/seed1 runs/seed2
 """
 
@@ -21,7 +23,7 @@ def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="evaluate.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="probe|table", parser_class=OneLineParser)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="probe|report|table", parser_class=OneLineParser)
     probe = kinds.add_parser(
         "probe", help="k-means, linear probe, affinity AP, coupling ratio and token norms on a labelled set"
     )
@@ -30,7 +32,10 @@ def _parser() -> OneLineParser:
         "--run", type=Path, help="run folder: backbone and data come from its config.yaml, rows from its files"
     )
     probe.add_argument("--checkpoint", type=Path, action="append", help="a tuned encoder (may be given several times)")
-    probe.add_argument("--output", type=Path, help="JSON file (default: <run>/probe.json)")
+    probe.add_argument("--output", type=Path, help="JSON file (default: <run>/probe.json); the page lies beside it")
+    report = kinds.add_parser("report", help="a run's report.html from its probe.json, without measuring")
+    report.add_argument("run", type=Path, metavar="RUN")
+    report.add_argument("--device", metavar="D", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     table = kinds.add_parser("table", help="mean and spread of several runs' probe.json over training seeds")
     table.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     return parser
@@ -58,22 +63,27 @@ def _probe(args: argparse.Namespace) -> None:
         return
     if args.run is not None and args.checkpoint:
         raise UserError("give --run or --checkpoint, not both.")
-    from rsc_seg.pipelines.probe import run_probe
+    from rsc_seg.pipelines.probe import result_lines, run_probe
+    from rsc_seg.pipelines.report import measure_run
     from rsc_seg.probe.suite import save_json
-    from rsc_seg.probe.table import text_table
 
-    result = run_probe(config, run=args.run, checkpoints=args.checkpoint)
-    output = args.output or (args.run / "probe.json" if args.run else None)
-    if output is not None:
-        save_json(result, output)
-    for line in (
-        text_table(result),
-        *result["remarks"],
-        result["weights"]["note"],
-        f"written: {output}" if output else "",
-    ):
-        if line:
-            say(line)
+    written = []
+    if args.run is not None:
+        result, page = measure_run(config, args.run, args.output)
+        written = [f"written: {args.output or args.run / 'probe.json'}", f"report: {page}"]
+    else:
+        result = run_probe(config, checkpoints=args.checkpoint)
+        if args.output is not None:
+            save_json(result, args.output)
+            written = [f"written: {args.output}"]
+    for line in (*result_lines(result), *written):
+        say(line)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from rsc_seg.pipelines.report import rebuild_report
+
+    say(f"report: {rebuild_report(args.run, args.device)}")
 
 
 def _table(args: argparse.Namespace) -> None:
@@ -85,8 +95,14 @@ def _table(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
-    args = parser.parse_args(argv)
-    return run_command(lambda: _probe(args) if args.kind == "probe" else _table(args), parser.prog)
+    args, rest = parser.parse_known_args(argv)  # key=value behind a flag is left over: argparse takes one group only
+    unknown = [text for text in rest if args.kind != "probe" or "=" not in text or text.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if args.kind == "probe":
+        args.overrides = [*args.overrides, *rest]
+    command = {"probe": _probe, "report": _report, "table": _table}[args.kind]
+    return run_command(lambda: command(args), parser.prog)
 
 
 if __name__ == "__main__":

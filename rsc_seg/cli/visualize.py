@@ -6,6 +6,7 @@ from rsc_seg.cli.common import config_from, make_parser, print_config, run_comma
 from rsc_seg.config import EvaluateConfig, require_choice
 from rsc_seg.errors import UserError
 
+MAPS = ("affinity", "pca", "norms", "coupling")
 _EPILOG = """examples:
   visualize.py cat.jpg --backbone dinov2_vits14 --weights demo
   visualize.py photos/*.jpg --backbone dinov2_vits14 --weights demo --size 518x518 \\
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         "--size", default="", metavar="HxW", help="pixels that pictures are squashed to (default: data.image_size)"
     )
     parser.add_argument(
-        "--maps", default="affinity,pca,norms,coupling", help="which maps, separated by commas (default: all)"
+        "--maps", help="affinity, pca, norms, coupling, separated by commas (default: all; coupling needs two pictures)"
     )
     parser.add_argument("--queries", type=int, default=3, help="query points of the affinity maps (default: 3)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/pictures"), help="default: runs/pictures")
@@ -47,9 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.print_config:
             print_config(config)
             return
-        kinds = args.maps.split(",")
+        kinds = args.maps.split(",") if args.maps is not None else [k for k in MAPS if k != "coupling" or images[1:]]
         for kind in kinds:
-            require_choice("--maps", kind, ("affinity", "pca", "norms", "coupling"))
+            require_choice("--maps", kind, MAPS)
         if not images:
             raise UserError("no picture given: visualize.py IMAGE... --backbone NAME.")
         size = _size(args.size) if args.size else config.data.image_size

@@ -27,11 +27,6 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def steps_per_epoch(n: int, batch_size: int, world: int = 1) -> int:
-    """Steps in which each of `n` images comes once, the rest that does not fill a global batch dropped; at least 1."""
-    return max(1, n // (batch_size * world))
-
-
 def step_indices(
     step: int, *, n: int, batch_size: int, world: int = 1, rank: int = 0, seed: int
 ) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from rsc_seg.config import RefinerConfig
 from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write_group
+from rsc_seg.models.digest import module_digest
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.safetensors_file import save_tensors
@@ -34,7 +35,7 @@ def save_refiner(
     """Writes `X.safetensors` and `X.json`, both whole or neither; UserError when the system refuses."""
     sidecar = {
         "kind": "refiner",
-        "encoder": _encoder_facts(encoder),
+        "encoder": {**_encoder_facts(encoder), "weights": module_digest(encoder)},
         "refiner": dataclasses.asdict(config),
         "training": training,
     }
@@ -50,7 +51,7 @@ def save_refiner(
 def load_refiner(path: Path, encoder: DenseEncoder) -> tuple[Refiner, dict[str, Any]]:
     """The frozen Refiner of a file for `encoder`, with the sidecar's content.
 
-    Raises UserError for a missing or damaged file, or one that was trained on another encoder.
+    Raises UserError for a missing or damaged file, or one that was trained on another encoder or other weights of it.
     """
     if not path.is_file() or not path.with_suffix(".json").is_file():
         raise UserError(
@@ -66,6 +67,11 @@ def load_refiner(path: Path, encoder: DenseEncoder) -> tuple[Refiner, dict[str, 
     for key, value in _encoder_facts(encoder).items():
         if facts.get(key) != value:
             raise UserError(f"{path}: trained with {key}={facts.get(key)}, this encoder has {key}={value}.")
+    if facts.get("weights") != module_digest(encoder):
+        raise UserError(
+            f"{path}: trained on other encoder weights than these; give those it started from (backbone.weights), "
+            "or train a Refiner on these."
+        )
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RefinerConfig), options))
         refiner = Refiner(encoder, cast(RefinerConfig, config))

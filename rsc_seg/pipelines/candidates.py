@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -18,41 +18,29 @@ from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.refiner_file import load_refiner
 from rsc_seg.models.weights_info import WeightsInfo, sidecar_path
+from rsc_seg.probe.suite import ProbeRow
 
-Maps = Callable[[Tensor], Tensor]
 UNTUNED = "untuned, last layer"
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One encoder of a comparison. `dense`: (B,3,H,W) normalised -> (B,D,h,w). `pair`: the same for two images side by
-    side, where that differs. `norms`: (B,h,w) token norms before the final norm, where they exist."""
-
-    name: str
-    dense: Maps
-    note: str = ""
-    pair: Optional[Maps] = None
-    norms: Optional[Maps] = None
-
-
-def encoder_candidate(name: str, encoder: DenseEncoder, device: torch.device, note: str = "") -> Candidate:
+def encoder_candidate(name: str, encoder: DenseEncoder, device: torch.device, note: str = "") -> ProbeRow:
     """A plain encoder on `device`."""
 
     def norms(x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w"]:
         tokens = encoder.tokens(x.to(device))[:, encoder.num_prefix_tokens :]
         return tokens.float().norm(dim=-1).unflatten(1, encoder.grid(x.shape[-2], x.shape[-1]))
 
-    return Candidate(name, lambda x: encoder.dense(x.to(device)), note, norms=norms)
+    return ProbeRow(name, lambda x: encoder.dense(x.to(device)), note, norm_fn=norms)
 
 
-def layer_candidate(encoder: DenseEncoder, layer: int, device: torch.device, note: str) -> Candidate:
+def layer_candidate(encoder: DenseEncoder, layer: int, device: torch.device, note: str) -> ProbeRow:
     """One earlier layer of an encoder through the final norm."""
-    return Candidate(
+    return ProbeRow(
         f"untuned, layer {layer} (best)", lambda x: encoder.intermediates(x.to(device), [layer], norm=True)[0], note
     )
 
 
-def refiner_candidate(encoder: DenseEncoder, refiner: Refiner, device: torch.device) -> Candidate:
+def refiner_candidate(encoder: DenseEncoder, refiner: Refiner, device: torch.device) -> ProbeRow:
     """The Refiner with the whole image as its one region; of a pair, each half is a region."""
 
     def dense(x: Tensor) -> Tensor:
@@ -66,7 +54,7 @@ def refiner_candidate(encoder: DenseEncoder, refiner: Refiner, device: torch.dev
         # (2B, L, D) -> (B, D, h, 2w): halves side by side
         return tokens.unflatten(0, (len(x), 2)).unflatten(2, (h, w)).permute(0, 4, 2, 1, 3).flatten(3)
 
-    return Candidate(
+    return ProbeRow(
         "Refiner", dense, "the whole image as one region; of a pair, each image is a region of its own", pair
     )
 
@@ -78,7 +66,7 @@ def _alpha(path: Path) -> Optional[float]:
     )
 
 
-def checkpoint_candidate(path: Path, name: str, config: BackboneConfig, device: torch.device) -> Candidate:
+def checkpoint_candidate(path: Path, name: str, config: BackboneConfig, device: torch.device) -> ProbeRow:
     """A tuned encoder from a file, checked against the backbone of `config`; its blend stands in its name."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint.")
@@ -89,9 +77,30 @@ def checkpoint_candidate(path: Path, name: str, config: BackboneConfig, device: 
     return encoder_candidate(name if alpha is None else f"{name}, alpha {alpha:g}", encoder, device)
 
 
-def run_candidates(
-    folder: Path, config: BackboneConfig, encoder: DenseEncoder, device: torch.device
-) -> list[Candidate]:
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """File stems; `folder/stem` where stems repeat, and the whole path where that repeats too.
+
+    Raises UserError for a file that is named twice.
+    """
+    whole = [str(path) for path in paths]
+    if len(set(whole)) != len(whole):
+        twice = next(name for name, count in Counter(whole).items() if count > 1)
+        raise UserError(f"{twice}: named twice; name every file once.")
+    names = [path.stem for path in paths]
+    for longer in ([f"{path.parent.name}/{path.stem}" for path in paths], whole):
+        count = Counter(names)
+        names = [name if count[name] == 1 else more for name, more in zip(names, longer, strict=True)]
+    return names
+
+
+def checkpoint_candidates(paths: Sequence[Path], config: BackboneConfig, device: torch.device) -> list[ProbeRow]:
+    """Tuned encoders from files, each under a name of its own."""
+    return [
+        checkpoint_candidate(path, name, config, device) for path, name in zip(paths, unique_names(paths), strict=True)
+    ]
+
+
+def run_candidates(folder: Path, config: BackboneConfig, encoder: DenseEncoder, device: torch.device) -> list[ProbeRow]:
     """What a run folder holds, in the order of the tables: SCD control, Refiner, student at alpha 1 and as exported."""
     found = []
     if (folder / "control.safetensors").is_file():
@@ -111,7 +120,15 @@ def run_candidates(
     return [c for i, c in enumerate(found) if c.name not in names[:i]]  # alpha 1 exported as the default: one row
 
 
-def untuned(config: BackboneConfig, device: torch.device) -> tuple[DenseEncoder, WeightsInfo, Candidate]:
+def untuned(config: BackboneConfig, device: torch.device) -> tuple[DenseEncoder, WeightsInfo, ProbeRow]:
     """The encoder that everything is compared with."""
     encoder, info = build_backbone(config, device)
-    return encoder, info, encoder_candidate(UNTUNED, encoder, device)
+    return encoder, info, encoder_candidate(UNTUNED, encoder, device, shortened(encoder, config))
+
+
+def shortened(encoder: DenseEncoder, config: BackboneConfig) -> str:
+    """`block 10 of 12 (backbone.depth=10)` for an encoder that keeps fewer blocks than its kind has, else nothing."""
+    if encoder.depth == encoder.row.depth:
+        return ""
+    reason = f"backbone.depth={config.depth}" if config.depth else f"the weights hold {encoder.depth} blocks"
+    return f"block {encoder.depth} of {encoder.row.depth} ({reason})"

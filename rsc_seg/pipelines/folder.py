@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from rsc_seg.files import atomic_write
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("rsc-seg", "torch", "torchvision", "timm", "lightning-fabric", "xformers", "numpy", "pillow")
-_FREE = ("run", "cache", "probe")  # sections that may differ when a run is resumed
+_MADE = ("config.yaml", "run.json", "metrics.jsonl", "tensorboard", "wandb", "cache", "checkpoints")
 
 
 def git_commit() -> str:
@@ -69,39 +70,85 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return keys
 
 
-def _check_same(folder: Path, config: RscvConfig) -> None:
-    old = dataclasses.asdict(load_config(RscvConfig, folder / "config.yaml"))
-    new = dataclasses.asdict(config)
-    for key in _FREE:
-        old.pop(key), new.pop(key)
-    old["seed"], new["seed"] = load_config(RscvConfig, folder / "config.yaml").run.seed, config.run.seed
-    changed = _differences(old, new)
+def _what_counts(config: RscvConfig) -> dict[str, Any]:
+    """The options that results depend on."""
+    found = dataclasses.asdict(config)
+    for key in ("cache", "probe"):
+        del found[key]
+    del found["data"]["workers"], found["backbone"]["gradient_checkpointing"]
+    run = config.run
+    found["run"] = {"seed": run.seed, "precision": run.precision, "deterministic": run.deterministic}
+    found["run"]["devices*nodes"] = run.devices * run.nodes
+    return found
+
+
+def _check_same(folder: Path, config: RscvConfig, *, second_stage: bool) -> None:
+    old, new = _what_counts(load_config(RscvConfig, folder / "config.yaml")), _what_counts(config)
+    if second_stage:
+        del old["distill"], new["distill"]
+    changed = ", ".join(_differences(old, new)[:4])
+    if changed and second_stage:
+        raise UserError(
+            f"{folder}: stage 1 was trained with another configuration: {changed}; for --stage distill only distill.* "
+            "may change; restore the rest or choose another --output-dir."
+        )
     if changed:
         raise UserError(
-            f"{folder}: --resume with another configuration: {', '.join(changed[:4])}; "
-            "restore it or choose another --output-dir."
+            f"{folder}: --resume with another configuration: {changed}; restore it or choose another --output-dir."
         )
 
 
-def open_run_folder(folder: Path, config: RscvConfig, *, resume: bool) -> None:
-    """Makes the run folder with config.yaml, or checks that a resumed run is the same run.
+def awaits_second_stage(folder: Path) -> bool:
+    """Whether stage 1 has finished here and stage 2 has not begun."""
+    begun = [folder / "checkpoints" / stage for stage in ("distill", "control", "end_to_end")]
+    begun += [folder / f"{name}.safetensors" for name in ("student", "control")]
+    return (folder / "refiner.safetensors").is_file() and not any(path.exists() for path in begun)
 
-    Raises UserError when the folder holds a run and `resume` is not asked for, or when the configuration differs.
+
+def open_run_folder(folder: Path, config: RscvConfig, *, resume: bool, second_stage: bool = False) -> bool:
+    """Makes the run folder with config.yaml, or checks that a resumed run is the same run; True when it was made.
+
+    `second_stage`: stage 1's folder is taken over for stage 2, whose options then replace those in config.yaml.
+    Raises UserError when the folder holds a run and neither is asked for, or when the configuration differs.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: --output-dir is a file; name a folder.")
     present = (folder / "config.yaml").is_file()
-    if present and not resume:
+    if present and not resume and not second_stage:
         raise UserError(
             f"{folder}: holds a run already; add --resume to go on with it, or choose another --output-dir."
         )
     if present:
-        _check_same(folder, config)
-        return
+        _check_same(folder, config, second_stage=second_stage)
+        if second_stage:
+            _write_config(folder, config)
+        return False
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: --output-dir holds other files; choose an empty or new folder.")
+    _write_config(folder, config)
+    return True
+
+
+def _write_config(folder: Path, config: RscvConfig) -> None:
     text = to_yaml(config)
     atomic_write(folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8") and None)
+
+
+def take_back(folder: Path, *, whole: bool) -> None:
+    """Removes what a run that `open_run_folder` has just made left here, unless it holds a checkpoint or weights.
+
+    `whole`: the folder itself was made, too, and goes when nothing else lies in it.
+    """
+    if any(folder.glob("*.safetensors")) or any(folder.glob("checkpoints/*/*.pt")):
+        return
+    for name in _MADE:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if whole and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def update_json(path: Path, values: dict[str, Any]) -> None:
@@ -112,9 +159,25 @@ def update_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def record_run(folder: Path, config: RscvConfig, **facts: Any) -> None:
-    """run.json: command, commit, seed, versions, and the facts given."""
-    base = {"command": command_line(), "commit": git_commit(), "seed": config.run.seed, "environment": environment()}
-    update_json(folder / "run.json", base | facts)
+    """run.json: command, commit, seed, versions, and the facts given.
+
+    A run that goes on keeps its first command and commit; the later ones stand in `resumed`.
+    """
+    path = folder / "run.json"
+    now = {"command": command_line(), "commit": git_commit(), "environment": environment()}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "command" in before:
+        update_json(path, {"resumed": [*before.get("resumed", []), now]} | facts)
+    else:
+        update_json(path, now | {"seed": config.run.seed} | facts)
+
+
+def commands_of(folder: Path) -> dict[str, Any]:
+    """The command and commit that began the run, and those that went on with it, from run.json."""
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    first = {key: run[key] for key in ("command", "commit")}
+    later = [{key: entry[key] for key in first} for entry in run.get("resumed", [])]
+    return first | ({"resumed": later} if later else {})
 
 
 def read_config(folder: Path) -> RscvConfig:

@@ -5,33 +5,44 @@ import logging
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
-
 from rsc_seg.config import EvaluateConfig
 from rsc_seg.data.segmentation import LabelledSet, open_labelled
+from rsc_seg.errors import UserError
 from rsc_seg.models.encoder import DenseEncoder
-from rsc_seg.pipelines.candidates import Candidate, checkpoint_candidate, layer_candidate, run_candidates, untuned
+from rsc_seg.pipelines.candidates import checkpoint_candidates, layer_candidate, run_candidates, shortened, untuned
+from rsc_seg.pipelines.device import choose_device
 from rsc_seg.pipelines.folder import command_line, environment, git_commit
 from rsc_seg.probe.layers import best_layer
+from rsc_seg.probe.memory import TokenBudget, check_memory
 from rsc_seg.probe.settings import ProbeSettings
 from rsc_seg.probe.suite import ProbeRow, probe_suite
+from rsc_seg.probe.table import text_table
 
 _log = logging.getLogger(__name__)
 _NO_CONTROL = "no SCD control: the run has no control.safetensors (train it with distill.control=true)"
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of run.device; auto takes CUDA when there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
 def labelled_pair(config: EvaluateConfig) -> tuple[LabelledSet, LabelledSet]:
-    """Training and validation images of the probe section."""
+    """Training and validation images of the probe section, at most data.limit of each.
+
+    Raises UserError for data.every, whose place probe.train_every and probe.val_every take.
+    """
     data, probe = config.data, config.probe
-    train = open_labelled(data.kind, data.root, probe.train_split, every=probe.train_every)
-    return train, open_labelled(data.kind, data.root, probe.val_split, every=probe.val_every)
+    if data.every != 1:
+        raise UserError(f"data.every={data.every}: a measure has probe.train_every and probe.val_every instead.")
+    for key, every in (("probe.train_every", probe.train_every), ("probe.val_every", probe.val_every)):
+        if every < 1:
+            raise UserError(f"{key}={every}: must be 1 or more.")
+    train = open_labelled(data.kind, data.root, probe.train_split, data.limit, probe.train_every)
+    return train, open_labelled(data.kind, data.root, probe.val_split, data.limit, probe.val_every)
+
+
+def _check_memory(config: EvaluateConfig, encoder: DenseEncoder, sets: tuple[LabelledSet, LabelledSet]) -> None:
+    height, width = encoder.grid(*config.data.image_size)
+    probe, (train, val) = config.probe, sets
+    layers = encoder.depth if probe.best_layer else 0
+    budget = TokenBudget(height * width, encoder.embed_dim, len(train.classes), layers)
+    check_memory(budget, len(train), len(val), train_every=probe.train_every, val_every=probe.val_every)
 
 
 def settings_of(config: EvaluateConfig, encoder: DenseEncoder) -> ProbeSettings:
@@ -52,18 +63,17 @@ def settings_of(config: EvaluateConfig, encoder: DenseEncoder) -> ProbeSettings:
 
 
 def _best_layer_row(
-    encoder: DenseEncoder, device: torch.device, sets: tuple[LabelledSet, LabelledSet], settings: ProbeSettings
-) -> tuple[Candidate, dict[str, Any]]:
+    encoder: DenseEncoder, sets: tuple[LabelledSet, LabelledSet], settings: ProbeSettings, config: EvaluateConfig
+) -> tuple[ProbeRow, dict[str, Any]]:
+    device = choose_device(config.run.device)
     numbers = list(range(1, encoder.depth + 1))
     found = best_layer(
         lambda x: encoder.intermediates(x.to(device), numbers, norm=True), *sets, settings, layers=numbers
     )
-    note = f"layer {found['best']} of {encoder.depth}, {found['note']}"
+    note = f"layer {found['best']} of {encoder.row.depth}, {found['note']}"
+    if shortened(encoder, config.backbone):
+        note += f"; only blocks 1 to {encoder.depth} were searched, {shortened(encoder, config.backbone)} is the last"
     return layer_candidate(encoder, found["best"], device, note), found
-
-
-def _row(candidate: Candidate) -> ProbeRow:
-    return ProbeRow(candidate.name, candidate.dense, candidate.note, candidate.pair, candidate.norms)
 
 
 def run_probe(
@@ -72,27 +82,30 @@ def run_probe(
     """Measures the untuned encoder, its best layer, and everything in the run folder or the given checkpoints.
 
     Returns the suite's result with `layers` (linear probe of every untuned layer), `weights` (what is known about the
-    start), and command, commit and versions.
+    start), command, commit, versions and the configuration. Raises UserError when the tokens would not fit into memory.
     """
-    device = pick_device(config.run.device)
+    device = choose_device(config.run.device)
     encoder, info, first = untuned(config.backbone, device)
     settings = dataclasses.replace(settings_of(config, encoder), seed=config.run.seed)
     sets = labelled_pair(config)
+    _check_memory(config, encoder, sets)
     candidates = [first]
     if run is not None:
         tuned = run_candidates(run, config.backbone, encoder, device)
     else:
-        tuned = [checkpoint_candidate(path, path.stem, config.backbone, device) for path in checkpoints or []]
+        tuned = checkpoint_candidates(checkpoints or [], config.backbone, device)
     layers = None
     if config.probe.best_layer:
-        row, layers = _best_layer_row(encoder, device, sets, settings)
+        row, layers = _best_layer_row(encoder, sets, settings, config)
         candidates += [row] if layers["best"] != encoder.depth else []
     candidates += tuned
-    result = probe_suite([_row(c) for c in candidates], *sets, settings)
+    result = probe_suite(candidates, *sets, settings)
     if layers is not None and layers["best"] == encoder.depth:
         last = result["rows"][0]  # measured once: the last layer is the best one
         result["rows"].insert(1, {**last, "name": row.name, "note": row.note})
-    remarks = [f"untuned layers: {layers['best']} of {encoder.depth} is the best by linear probe"] if layers else []
+    remarks = []
+    if layers is not None:
+        remarks.append(f"untuned layers: {layers['best']} is the best by linear probe, of blocks 1 to {encoder.depth}")
     if run is not None and not any(c.name.startswith("SCD control") for c in tuned):
         remarks.append(_NO_CONTROL)
         _log.warning(_NO_CONTROL)
@@ -106,4 +119,10 @@ def run_probe(
         "command": command_line(),
         "commit": git_commit(),
         "environment": environment(),
+        "config": dataclasses.asdict(config),
     }
+
+
+def result_lines(result: dict[str, Any]) -> list[str]:
+    """A result for a console: table, remarks, and what has to be said about the weights."""
+    return [line for line in (text_table(result), *result["remarks"], result["weights"]["note"]) if line]

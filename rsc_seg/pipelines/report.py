@@ -1,30 +1,32 @@
 """The HTML report of a run: its table, curves and pictures."""
 
-import json
-import logging
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
 
-from rsc_seg.config import EvaluateConfig
-from rsc_seg.data.images import open_images
-from rsc_seg.pipelines.candidates import Candidate, layer_candidate, run_candidates, untuned
+from rsc_seg.config import EvaluateConfig, load_config
+from rsc_seg.pipelines.candidates import layer_candidate, run_candidates, untuned
+from rsc_seg.pipelines.device import choose_device
 from rsc_seg.pipelines.folder import config_yaml
-from rsc_seg.pipelines.pictures import NORM_DEFINITION, Picture, figure_groups, picture, spread_pictures
-from rsc_seg.pipelines.probe import pick_device
+from rsc_seg.pipelines.pictures import NORM_DEFINITION, Picture, figure_groups
+from rsc_seg.pipelines.probe import run_probe
+from rsc_seg.pipelines.report_pictures import choose_pictures
+from rsc_seg.pipelines.results import read_metrics, read_probe, read_run
+from rsc_seg.probe.suite import ProbeRow, save_json
 from rsc_seg.viz.charts import Sample, Series, histogram, line_chart
 from rsc_seg.viz.parts import Cell, Chart, Column, Report, Row, Table
 from rsc_seg.viz.report import write_report
 
-_log = logging.getLogger(__name__)
-_PHOTOS = ("chelsea", "astronaut", "china", "coffee")  # shown when a run used the embedded set
+Headline = dict[str, Optional[float]]
 _TITLES = {
     "refine": "Stage 1: Refiner",
     "distill": "Stage 2: student",
     "control": "Control: SCD without the Refiner",
-    "end_to_end": "End to end",
+    "end_to_end_refine": "End to end: Refiner",
+    "end_to_end_distill": "End to end: student",
 }
 _LIMITS = [
     "The rows come from one training run; ± is over probe seeds only. Training noise comes on top and is of the order "
@@ -73,68 +75,91 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
+def _change(row: Headline, other: Headline, key: str) -> Optional[float]:
+    a, b = row.get(key), other.get(key)
+    return None if a is None or b is None else a - b
+
+
 def summary_lines(result: dict[str, Any]) -> list[str]:
-    """What the table says, in words made from its numbers alone."""
-    rows = {row["name"]: row["headline"] for row in result["rows"]}
+    """What the table says, in words made from its numbers alone; what the images did not define is left out."""
+    rows: dict[str, Headline] = {row["name"]: row["headline"] for row in result["rows"]}
     names = list(rows)
     students = [n for n in names if n.startswith("student")]
     if not students:
         return []
-    student, lines = students[-1], []
-    others = [names[0], *(n for n in names if "(best)" in n or n.startswith("SCD control"))]
-    parts = [f"{_signed(rows[student]['linear_miou'] - rows[n]['linear_miou'])} against “{n}”" for n in others]
-    lines.append(f"Linear probe of “{student}”: {rows[student]['linear_miou']:.1f} mIoU, " + ", ".join(parts) + ".")
-    far = "affinity_ap_beyond_6"
-    change = [rows[student][k] - rows[names[0]][k] for k in ("affinity_ap", far)]
-    lines.append(
-        f"Affinity AP of the same row: {_signed(change[0])} against the untuned last layer, {_signed(change[1])} "
-        "beyond a distance of 6 tokens"
-        + (": tokens of one class that lie far apart resemble each other less than before." if change[1] < -1 else ".")
-    )
-    ratio = "coupling_median"
-    lines.append(f"Coupling ratio (median): {rows[names[0]][ratio]:.3f} before, {rows[student][ratio]:.3f} after.")
+    name, start, lines = students[-1], rows[names[0]], []
+    student = rows[name]
+    if student.get("linear_miou") is not None:
+        others = [names[0], *(n for n in names if "(best)" in n or n.startswith("SCD control"))]
+        changes = [(n, _change(student, rows[n], "linear_miou")) for n in others]
+        parts = [f"{student['linear_miou']:.1f} mIoU"]
+        parts += [f"{_signed(change)} against “{n}”" for n, change in changes if change is not None]
+        lines.append(f"Linear probe of “{name}”: " + ", ".join(parts) + ".")
+    near, far = (_change(student, start, key) for key in ("affinity_ap", "affinity_ap_beyond_6"))
+    parts = [] if near is None else [f"{_signed(near)} against the untuned last layer"]
+    parts += [] if far is None else [f"{_signed(far)} beyond a distance of 6 tokens"]
+    if parts:
+        worse = far is not None and far < -1
+        lines.append(
+            "Affinity AP of the same row: "
+            + ", ".join(parts)
+            + (": tokens of one class that lie far apart resemble each other less than before." if worse else ".")
+        )
+    ratios = [row.get("coupling_median") for row in (start, student)]
+    if None not in ratios:
+        lines.append(f"Coupling ratio (median): {ratios[0]:.3f} before, {ratios[1]:.3f} after.")
     return lines
 
 
-def _read_metrics(folder: Path) -> dict[str, list[dict[str, float]]]:
-    stages: dict[str, list[dict[str, float]]] = {}
-    path = folder / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        row = json.loads(line)
-        stages.setdefault(row["stage"], []).append(row)
+def _stages(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Log rows by stage; those of an end-to-end run once for each of its two losses, without the prefix."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        parts = [p for p in ("refine", "distill") if f"{p}_loss" in row]
+        for part in parts:
+            own = {key.removeprefix(f"{part}_"): v for key, v in row.items() if key.startswith(f"{part}_")}
+            stages.setdefault(f"{row['stage']}_{part}", []).append({**own, "step": row["step"]})
+        if not parts:
+            stages.setdefault(row["stage"], []).append(row)
     return stages
 
 
-def _curves(folder: Path) -> list[Chart]:
-    stages = _read_metrics(folder)
-    charts = []
-    for stage, rows in stages.items():
-        steps = [r["step"] + 1 for r in rows]
-        excess = [r.get("excess") for r in rows]
-        if all(v is not None for v in excess):
-            title, values, about = "loss above the target's entropy", excess, "zero means equal correlations"
+def _line(rows: list[dict[str, Any]], key: str, name: str) -> Series:
+    values = [math.nan if r.get(key) is None else r[key] for r in rows]
+    return Series(name, [r["step"] + 1 for r in rows], values)
+
+
+def _drawable(series: Series) -> bool:
+    return any(math.isfinite(v) for v in series.y)
+
+
+def curves(rows: list[dict[str, Any]]) -> list[Chart]:
+    """A chart of the loss for every stage of a training log, and one of the token norms of all stages."""
+    charts, norms = [], []
+    for stage, log in _stages(rows).items():
+        name = _TITLES.get(stage, stage)
+        if all(r.get("excess") is not None for r in log):
+            key, title, about = "excess", "loss above the target's entropy", "zero means equal correlations"
         else:
-            title, values, about = "loss", [r["loss"] for r in rows], "alignment loss"
-        svg = line_chart(f"{_TITLES.get(stage, stage)}: {title}", [Series(title, steps, values)], y_label=title)  # type: ignore[arg-type]
-        charts.append(Chart(_TITLES.get(stage, stage), svg, about))
-    norms = [
-        Series(_TITLES.get(s, s), [r["step"] + 1 for r in rows], [r["token_norm"] for r in rows])
-        for s, rows in stages.items()
-        if "token_norm" in rows[0]
-    ]
+            key, title, about = "loss", "loss", "alignment loss" if stage.endswith("refine") else "loss"
+        series = _line(log, key, title)
+        if _drawable(series):
+            charts.append(Chart(name, line_chart(f"{name}: {title}", [series], y_label=title), about))
+        norms.append(_line(log, "token_norm", name))
+    norms = [series for series in norms if _drawable(series)]
     if norms:
         about = f"Student and control: tokens {NORM_DEFINITION}. Refiner: its output."
         charts.append(Chart("Mean token norm", line_chart("Mean token norm", norms, y_label="mean token norm"), about))
     return charts
 
 
-def _histogram(pictures: list[Picture], candidates: list[Candidate]) -> list[Chart]:
+def _histogram(pictures: list[Picture], candidates: list[ProbeRow]) -> list[Chart]:
     samples = []
     with torch.no_grad():
         for c in candidates:
-            if c.norms is not None:
+            if c.norm_fn is not None:
                 samples.append(
-                    Sample(c.name, np.concatenate([c.norms(p.x[None]).cpu().numpy().ravel() for p in pictures]))
+                    Sample(c.name, np.concatenate([c.norm_fn(p.x[None]).cpu().numpy().ravel() for p in pictures]))
                 )
     if not samples:
         return []
@@ -142,32 +167,34 @@ def _histogram(pictures: list[Picture], candidates: list[Candidate]) -> list[Cha
     return [Chart("Token-norm histogram", svg, f"All tokens of the {len(pictures)} pictures below.", "Token norms")]
 
 
-def _pictures(config: EvaluateConfig, encoder: Any) -> list[Picture]:
-    size = config.data.image_size
-    if config.data.kind == "scenes":
-        from rsc_seg.data.photos import load_photo
-
-        return [picture(name, load_photo(name), size, encoder) for name in _PHOTOS]
-    source = open_images(config.data.kind, config.data.root, config.probe.val_split)
-    return spread_pictures(source, 4, size, encoder)
+def shown_candidates(tuned: list[ProbeRow]) -> list[ProbeRow]:
+    """The rows that have maps: all but the unblended student, unless it is the only one."""
+    students = [c for c in tuned if c.name.startswith("student")]
+    dropped = [c for c in students if c.name.endswith("alpha 1")] if len(students) > 1 else []
+    return [c for c in tuned if c not in dropped]
 
 
-def build_report(folder: Path, config: EvaluateConfig, result: dict[str, Any]) -> Path:
-    """Writes report.html of a run from its files and the quick measure's result; returns the page's path."""
-    device = pick_device(config.run.device)
+def build_report(folder: Path, config: EvaluateConfig, result: dict[str, Any], page: Optional[Path] = None) -> Path:
+    """Writes the page of a run (default: its report.html) from its files and the quick measure's result.
+
+    Returns the page's path. Raises UserError for a run folder without run.json or with a damaged log.
+    """
+    run, log = read_run(folder), read_metrics(folder)
+    device = choose_device(config.run.device)
     encoder, info, first = untuned(config.backbone, device)
     tuned = run_candidates(folder, config.backbone, encoder, device)
-    shown = [first, *(c for c in tuned if not c.name.endswith("alpha 1"))]
+    shown = [first, *shown_candidates(tuned)]
     if result["layers"] and result["layers"]["best"] != encoder.depth:
         shown.insert(1, layer_candidate(encoder, result["layers"]["best"], device, ""))
-    pictures = _pictures(config, encoder)
+    chosen = choose_pictures(folder, config, encoder)
+    figures = figure_groups(chosen.pictures, shown)
     height, width = config.data.image_size
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     facts = {
         "commit": run["commit"],
         "seed": str(run["seed"]),
         "training images": f"{run['images']} ({run['data']})",
         "measured by": result["command"],
+        "measured at commit": result["commit"],
     }
     report = Report(
         title=f"R-SC-V on {config.backbone.name}",
@@ -176,10 +203,30 @@ def build_report(folder: Path, config: EvaluateConfig, result: dict[str, Any]) -
         summary=summary_lines(result) + result["remarks"],
         limits=_LIMITS,
         tables=[_table(result)],
-        charts=_curves(folder) + _histogram(pictures, [first, *[c for c in tuned if c.norms]]),
-        figures=figure_groups(pictures, shown),
+        charts=curves(log) + _histogram(chosen.pictures, [first, *[c for c in tuned if c.norm_fn]]),
+        figures=figures,
+        outros=chosen.outros([group.section for group in figures]),
         config_yaml=config_yaml(folder),
         command=run["command"],
         environment=facts | run["environment"],
     )
-    return write_report(folder / "report.html", report)
+    return write_report(page or folder / "report.html", report)
+
+
+def measure_run(config: EvaluateConfig, folder: Path, output: Optional[Path] = None) -> tuple[dict[str, Any], Path]:
+    """The quick measure of a run, its JSON (default: probe.json in the run folder) and its page beside the JSON.
+
+    Returns the result and the page's path.
+    """
+    read_run(folder)  # before minutes are spent on a folder that cannot have a report
+    result = run_probe(config, run=folder)
+    save_json(result, output or folder / "probe.json")
+    return result, build_report(folder, config, result, output.with_suffix(".html") if output else None)
+
+
+def rebuild_report(folder: Path, device: str = "auto") -> Path:
+    """report.html from the probe.json that is there, without measuring; `device` draws the maps."""
+    result = read_probe(folder)
+    config = load_config(EvaluateConfig, base=result["config"])
+    config.run.device = device
+    return build_report(folder, config, result)

@@ -22,12 +22,19 @@ from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.refiner_file import load_refiner, save_refiner
 from rsc_seg.models.weights import blend_states, save_encoder
 from rsc_seg.models.weights_info import WeightsInfo
-from rsc_seg.pipelines.folder import command_line, git_commit, open_run_folder, record_run, update_json
+from rsc_seg.pipelines.folder import (
+    awaits_second_stage,
+    commands_of,
+    open_run_folder,
+    record_run,
+    take_back,
+    update_json,
+)
 from rsc_seg.pipelines.stream import RscvData, frozen_copy
 from rsc_seg.training.checkpoint import final_parameters
-from rsc_seg.training.fit import FitOptions, fit
+from rsc_seg.training.fit import FitOptions, NotFinite, fit
 from rsc_seg.training.log import RunLog
-from rsc_seg.training.optim import parameter_groups, total_steps
+from rsc_seg.training.optim import check_optim, parameter_groups, total_steps
 from rsc_seg.training.tasks import REGIONS, DistillTask, EndToEndTask, RefinerTask, Task
 
 _log = logging.getLogger(__name__)
@@ -57,7 +64,7 @@ class _Run:
         """What a sidecar says about the training."""
         data = self.config.data
         facts = {"data": data.root or data.kind, "images": len(self.data.source), "seed": self.config.run.seed}
-        return {**facts, "command": command_line(), "commit": git_commit(), "start": self.info.source, **more}
+        return {**facts, **commands_of(self.folder), "start": self.info.source, **more}
 
 
 def make_fabric(config: RscvConfig) -> Fabric:
@@ -85,11 +92,13 @@ def make_fabric(config: RscvConfig) -> Fabric:
 
 
 def _rehearse(data: RscvData, folder: Path, stage: str) -> None:
-    """Builds what the stages need once, so that values that do not fit fail before anything is written."""
+    """Builds what the stages need once, so that what does not fit fails before anything is written."""
     config, encoder = data.config, data.encoder
-    data.dataset("refine")
-    for optim in (config.refine.optim, config.distill.optim):
-        total_steps(optim, len(data.source))
+    for kind in ("refine", "distill"):
+        data.dataset(kind).sample(0, 0)
+    for section, optim in (("refine.optim", config.refine.optim), ("distill.optim", config.distill.optim)):
+        check_optim(optim, section)
+        total_steps(optim, len(data.source), data.fabric.world_size, section=section)
     RefinerTask(
         encoder,
         Refiner(encoder, config.refiner),
@@ -97,40 +106,47 @@ def _rehearse(data: RscvData, folder: Path, stage: str) -> None:
         grid=data.crop_grid,
         positions=config.crops.positions,
     )
-    trainable_parameters(encoder, config.distill.trainable)
-    encoder.requires_grad_(False)
+    _check_trainable(encoder, config.distill.trainable, needed=stage != "refiner")
     if stage == "distill" and config.distill.target == "refiner":
         load_refiner(folder / "refiner.safetensors", encoder)
 
 
-def _open(config: RscvConfig, folder: Path, resume: bool, stage: str) -> _Run:
+def _check_trainable(encoder: DenseEncoder, policy: str, *, needed: bool) -> None:
+    try:
+        names = trainable_parameters(encoder, policy)
+    except UserError as e:
+        raise UserError(f"distill.{e}") from e
+    encoder.requires_grad_(False)
+    if needed and not names:
+        raise UserError(f"distill.trainable={policy}: nothing would train in stage 2; name blocks, or --stage refiner.")
+
+
+def _prepare(config: RscvConfig, folder: Path, resume: bool, stage: str) -> _Run:
+    """Everything that can fail before the first file is written."""
     fabric = make_fabric(config)
     fabric.launch()
     source = open_images(config.data.kind, config.data.root, config.data.split, config.data.limit, config.data.every)
     encoder, info = build_backbone(config.backbone, fabric.device)
     data = RscvData(config, source, encoder, fabric, folder)
     _rehearse(data, folder, stage)
-    existed = folder.exists()
-    fresh = stage == "distill" and not (folder / "checkpoints" / "distill").exists()  # stage 1's folder is taken over
-    if fabric.is_global_zero:
-        open_run_folder(folder, config, resume=resume or fresh)
-    fabric.barrier()
-    log = RunLog(
-        folder, enabled=fabric.is_global_zero, wandb_config=dataclasses.asdict(config) if config.run.wandb else None
-    )
-    if fabric.is_global_zero:
+    return _Run(config, folder, resume, fabric, encoder, info, data, RunLog(folder, enabled=False))
+
+
+def _begin(run: _Run, made: bool) -> None:
+    """Opens the logs and notes the run in run.json."""
+    config, zero, images = run.config, run.fabric.is_global_zero, len(run.data.source)
+    run.log = RunLog(run.folder, enabled=zero, wandb_config=dataclasses.asdict(config) if config.run.wandb else None)
+    if zero:
         record_run(
-            folder,
+            run.folder,
             config,
             data=config.data.root or config.data.kind,
-            images=len(source),
-            device=str(fabric.device),
-            weights=dataclasses.asdict(info),
+            images=images,
+            device=str(run.fabric.device),
+            weights=dataclasses.asdict(run.info),
         )
-    _log.info(
-        "%s %s: %d images, %s weights", "going on in" if existed else "run folder", folder, len(source), info.source
-    )
-    return _Run(config, folder, resume, fabric, encoder, info, data, log)
+    said = "run folder" if made else "going on in"
+    _log.info("%s %s: %d images, %s weights", said, run.folder, images, run.info.source)
 
 
 def _groups(task: Task, optim: OptimConfig) -> list[dict[str, object]]:
@@ -228,6 +244,14 @@ def _check(config: RscvConfig, stage: str) -> None:
             f"distill.boxes={config.distill.boxes}: must be 1 or more, and at most crops.bank={config.crops.bank} "
             "where there is a bank."
         )
+    for key, value in (("log_every", config.run.log_every), ("save_every", config.run.save_every)):
+        if value < 1:
+            raise UserError(f"run.{key}={value}: must be 1 or more.")
+    if config.run.strategy == "fsdp" and (stage == "all" or config.distill.control and stage == "distill"):
+        raise UserError(
+            "run.strategy=fsdp: trains one stage a process, as it leaves its modules sharded; run --stage refiner, "
+            "then --stage distill, with distill.control=false."
+        )
     if not 0 <= config.distill.alpha <= 1:
         raise UserError(f"distill.alpha={config.distill.alpha}: must be from 0 (the start) to 1 (the trained weights).")
     if config.distill.end_to_end and (stage != "all" or config.distill.target != "refiner"):
@@ -239,8 +263,25 @@ def _check(config: RscvConfig, stage: str) -> None:
 def run_rscv(config: RscvConfig, folder: Path, *, stage: str = "all", resume: bool = False) -> None:
     """Trains what `stage` asks for (refiner, distill or all) into `folder`; see docs/architecture.md for its files."""
     _check(config, stage)
-    run = _open(config, folder, resume, stage)
-    distill = config.distill
+    run, made, new = _prepare(config, folder, resume, stage), False, not folder.exists()
+    if run.fabric.is_global_zero:
+        second_stage = stage == "distill" and awaits_second_stage(folder)
+        made = open_run_folder(folder, config, resume=resume, second_stage=second_stage)
+    run.fabric.barrier()
+    try:
+        _begin(run, made)
+        _train_stages(run, stage)
+    except NotFinite:
+        raise  # its metrics show how it came
+    except UserError:
+        run.log.close()
+        if made:
+            take_back(folder, whole=new)
+        raise
+
+
+def _train_stages(run: _Run, stage: str) -> None:
+    distill = run.config.distill
     if distill.end_to_end:
         train_end_to_end(run)
     else:
@@ -248,7 +289,7 @@ def run_rscv(config: RscvConfig, folder: Path, *, stage: str = "all", resume: bo
         if stage in ("refiner", "all") and distill.target == "refiner" or stage == "refiner":
             refiner = train_refiner(run)
         if stage == "distill" and distill.target == "refiner":
-            refiner = load_refiner(folder / "refiner.safetensors", run.encoder)[0].to(run.fabric.device)
+            refiner = load_refiner(run.folder / "refiner.safetensors", run.encoder)[0].to(run.fabric.device)
         if stage in ("distill", "all"):
             train_student(run, refiner, "student", distill)
     if distill.control and stage != "refiner":

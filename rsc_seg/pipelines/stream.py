@@ -16,10 +16,12 @@ from rsc_seg.config import OptimConfig, RscvConfig, require_choice
 from rsc_seg.data.crops import CropDataset, pick_from_bank
 from rsc_seg.data.sampler import StepLoader, step_indices
 from rsc_seg.data.source import ImageSource
+from rsc_seg.errors import UserError
+from rsc_seg.models.digest import module_digest
 from rsc_seg.models.encoder import DenseEncoder, EarlyFeatures
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.training.batch import Batch
-from rsc_seg.training.cache import DTYPES, FeatureCache, cache_key, estimate_gb, module_digest, open_cache
+from rsc_seg.training.cache import DTYPES, FeatureCache, cache_key, estimate_gb, open_cache
 from rsc_seg.training.tasks import DistillTask, crop_features
 
 _log = logging.getLogger(__name__)
@@ -41,11 +43,18 @@ class RscvData:
     ) -> None:
         require_choice("cache.mode", config.cache.mode, ("auto", "on", "off"))
         require_choice("cache.dtype", config.cache.dtype, tuple(DTYPES))
+        if config.cache.mode == "on" and (config.data.hflip or config.run.nodes > 1):
+            reason = "data.hflip=true" if config.data.hflip else f"run.nodes={config.run.nodes}"
+            raise UserError(f"cache.mode=on: features cannot be cached with {reason}; use cache.mode=auto or off.")
         self.config, self.source, self.encoder, self.fabric = config, source, encoder, fabric
         self.root = Path(config.cache.dir) if config.cache.dir else folder / "cache"
         self.encoder_digest = module_digest(encoder) + encoder.position_rule + encoder.last_block
         self.image_grid = encoder.grid(*config.data.image_size)
         self.crop_grid = encoder.grid(*config.crops.size)
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return self.source.fingerprint()
 
     def dataset(self, stage: str, *, whole_bank: bool = False) -> CropDataset:
         """Samples of `stage` (see CropDataset); `whole_bank` gives all boxes of an image at once."""
@@ -81,7 +90,7 @@ class RscvData:
         key = cache_key(
             kind=kind,
             encoder=self.encoder_digest,
-            images=self.source.fingerprint(),
+            images=self._fingerprint,
             data=dataclasses.replace(config.data, workers=0),
             dtype=config.cache.dtype,
             precision=config.run.precision,
@@ -150,16 +159,21 @@ class RscvData:
         if task.config.end_to_end or (kinds != "global" and bank == 0) or not self._usable(shapes):
             return None
         target = "teacher" if task.refiner is None else module_digest(task.refiner) + str(self.config.refiner)
+        whole = {} if kinds == "local" else {"whole": "valid"}
 
         def produce() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
             for indices, samples in self._samples(self.dataset("distill", whole_bank=bank > 0)):
                 order = [torch.argsort(s["bank_ids"]) for s in samples]
                 boxes = torch.stack([s["boxes"][o] for s, o in zip(samples, order, strict=True)]).to(self.fabric.device)
-                images = torch.stack([s["image"] for s in samples]).to(self.fabric.device)
+                images, valid = (
+                    torch.stack([s[key] for s in samples]).to(self.fabric.device) for key in ("image", "valid")
+                )
                 with self.fabric.autocast():
-                    yield indices, task.targets(Batch(boxes=boxes, names=[], images=images))
+                    yield indices, task.targets(Batch(boxes=boxes, names=[], images=images, valid=valid))
 
-        return self._open("regions", shapes, produce, crops=self.config.crops, seed=self.config.run.seed, target=target)
+        return self._open(
+            "regions", shapes, produce, crops=self.config.crops, seed=self.config.run.seed, target=target, **whole
+        )
 
     def _loaded(self, stage: str, optim: OptimConfig, start: int, total: int) -> Iterator[dict[str, Any]]:
         loader = StepLoader(
@@ -240,6 +254,7 @@ class RscvData:
                     early=None if early is None else _early_rows(early, rows),
                     region_tokens=known.get("region_tokens"),
                     whole_tokens=known.get("whole_tokens"),
+                    valid=raw["valid"],
                     skipped=raw["skipped"],
                 )
 

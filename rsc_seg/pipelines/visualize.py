@@ -5,10 +5,11 @@ from pathlib import Path
 
 from rsc_seg.config import EvaluateConfig
 from rsc_seg.data.source import load_image_file
-from rsc_seg.pipelines.candidates import checkpoint_candidate, untuned
+from rsc_seg.errors import UserError
+from rsc_seg.pipelines.candidates import checkpoint_candidates, untuned
+from rsc_seg.pipelines.device import choose_device
 from rsc_seg.pipelines.folder import command_line, environment, git_commit
 from rsc_seg.pipelines.pictures import figure_groups, picture
-from rsc_seg.pipelines.probe import pick_device
 from rsc_seg.viz.parts import Report
 from rsc_seg.viz.png import save_groups
 from rsc_seg.viz.report import write_report
@@ -26,15 +27,21 @@ def visualize(
 ) -> list[Path]:
     """Writes the maps of all pictures for the untuned encoder and every checkpoint; returns the files, the page last.
 
-    Raises UserError for a picture that cannot be read, a size that the patch does not divide, or a checkpoint of
-    another backbone.
+    Raises UserError for a picture that cannot be read or is too small, a size that the patch does not divide, coupling
+    maps of one picture, or a checkpoint of another backbone.
     """
-    device = pick_device(config.run.device)
+    if queries < 1:
+        raise UserError(f"--queries {queries}: must be 1 or more.")
+    if "coupling" in kinds and len(images) < 2:
+        raise UserError(f"--maps coupling: needs two pictures or more, got {len(images)}.")
+    device = choose_device(config.run.device)
     loaded = [(path.name, load_image_file(path)) for path in images]
     encoder, info, first = untuned(config.backbone, device)
     encoder.grid(size[0], size[1])
-    candidates = [first, *(checkpoint_candidate(path, path.stem, config.backbone, device) for path in checkpoints)]
-    pictures = [picture(name, image, size, encoder) for name, image in loaded]
+    candidates = [first, *checkpoint_candidates(checkpoints, config.backbone, device)]
+    pictures = [
+        picture(name, image, size, encoder, str(path)) for (name, image), path in zip(loaded, images, strict=True)
+    ]
     groups = figure_groups(pictures, candidates, kinds=kinds, queries=queries, pairs=len(pictures) // 2)
     paths = save_groups(groups, folder, command_line())
     page = Report(

@@ -15,6 +15,7 @@ from rsc_seg.probe.settings import ProbeSettings
 from rsc_seg.probe.suite import check_sets
 
 log = logging.getLogger(__name__)
+MAX_TRAIN_IMAGES = 150
 
 
 def best_layer(
@@ -24,7 +25,7 @@ def best_layer(
     settings: ProbeSettings,
     *,
     layers: Optional[Sequence[int]] = None,
-    max_train_images: int = 150,
+    max_train_images: int = MAX_TRAIN_IMAGES,
     seeds: int = 1,
 ) -> dict[str, Any]:
     """Linear probe of every layer of one encoder, and the layer with the highest mIoU.

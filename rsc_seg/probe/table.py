@@ -1,4 +1,4 @@
-"""The quick measure's result as a table for people: plain text for a console, Markdown for a page."""
+"""The quick measure's result as a table for people: plain text for a console."""
 
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -50,12 +50,9 @@ def _notes(result: dict[str, Any]) -> list[str]:
     return [*notes, f"{sizes}; scores in percent; {legend}."]
 
 
-def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int], left: str, between: str, right: str) -> list[str]:
-    lines = []
-    for cells in rows:
-        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        lines.append((left + between.join(padded) + right).rstrip())
-    return lines
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+    return "  ".join(padded).rstrip()
 
 
 def text_table(result: dict[str, Any]) -> str:
@@ -63,19 +60,4 @@ def text_table(result: dict[str, Any]) -> str:
     header, rows = table_cells(result)
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     rule = ["-" * w for w in widths]
-    return "\n".join([*_lines([header, rule, *rows], widths, "", "  ", ""), "", *_notes(result)])
-
-
-def markdown_table(result: dict[str, Any]) -> str:
-    """A Markdown table, the rows' notes below as a list."""
-    header, rows = table_cells(result)
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in [header, *rows]]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join(
-        [
-            *_lines([lines[0], rule, *lines[1:]], widths, "| ", " | ", " |"),
-            "",
-            *(f"- {note}" for note in _notes(result)),
-        ]
-    )
+    return "\n".join([*(_line(cells, widths) for cells in [header, rule, *rows]), "", *_notes(result)])

@@ -20,7 +20,8 @@ def _present(value: Optional[Tensor], name: str) -> Tensor:
 class Batch:
     """B images with R boxes each (xyxy, pixels of the resized frame). What a cache supplies is left out of the rest.
 
-    images: normalised. crops: the boxes cut from the original pictures, normalised. early: f_A's output.
+    valid: the un-padded part of every frame, xyxy in its pixels; None: all of it. images: normalised.
+    crops: the boxes cut from the original pictures, normalised. early: f_A's output.
     crop_tokens: f_I of the crops. region_tokens, whole_tokens: the distillation targets of the boxes and of the image.
     """
 
@@ -32,6 +33,7 @@ class Batch:
     crop_tokens: Optional[Float[Tensor, "BR L D"]] = None
     region_tokens: Optional[Float[Tensor, "BR L D"]] = None
     whole_tokens: Optional[Float[Tensor, "B N D"]] = None
+    valid: Optional[Float[Tensor, "B 4"]] = None
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (file, reason) of unreadable images
 
     @property
@@ -59,4 +61,5 @@ class Batch:
             crop_tokens=move(self.crop_tokens),
             region_tokens=move(self.region_tokens),
             whole_tokens=move(self.whole_tokens),
+            valid=move(self.valid),
         )

@@ -54,6 +54,13 @@ def _mean_logs(fabric: Fabric, logs: list[dict[str, torch.Tensor]]) -> dict[str,
     return dict(zip(keys, mean.tolist(), strict=True))
 
 
+def _advice(stage: str) -> str:
+    """Which options calm a stage, by their full names."""
+    sections = {"refine": ["refine"], "end_to_end": ["refine", "distill"]}.get(stage, ["distill"])
+    rates = " and ".join(f"{section}.optim.lr" for section in sections)
+    return f"lower {rates} or {sections[-1]}.optim.clip_norm=1"
+
+
 def _step(
     fabric: Fabric,
     task: _FabricModule,
@@ -77,8 +84,8 @@ def _step(
         names = ", ".join(name for b in micro for name in b.names)
         raise NotFinite(
             f"{options.stage} step {step + 1}: loss {logs['loss']}, gradient norm {logs['grad_norm']}; batch: {names}. "
-            "No weight was changed by this step; look at these files, or lower the rate (optim.lr), "
-            "or clip (optim.clip_norm=1), then --resume."
+            "No weight was changed by this step. Remove bad files and go on with --resume, or start in a new "
+            f"--output-dir with {_advice(options.stage)}."
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 Writer = Callable[[str, int, dict[str, float]], None]
 
 
-def _tensorboard(folder: Path) -> Optional[Writer]:
+def _tensorboard(folder: Path) -> Optional[tuple[Writer, Callable[[], None]]]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -30,7 +30,7 @@ def _tensorboard(folder: Path) -> Optional[Writer]:
             board.add_scalar(f"{stage}/{key}", value, step)
         board.flush()
 
-    return write
+    return write, board.close
 
 
 def _wandb(folder: Path, config: dict[str, Any]) -> Writer:
@@ -51,11 +51,19 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         self.enabled = enabled
         self.writers: list[Writer] = []
+        self._closers: list[Callable[[], None]] = []
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
-            board = _tensorboard(folder / "tensorboard")
-            self.writers += [board] if board else []
             self.writers += [_wandb(folder, wandb_config)] if wandb_config is not None else []
+            if board := _tensorboard(folder / "tensorboard"):
+                self.writers.append(board[0])
+                self._closers.append(board[1])
+
+    def close(self) -> None:
+        """Ends the writers that hold files open."""
+        for close in self._closers:
+            close()
+        self.writers, self._closers = [], []
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets the lines of `stage` at or after `step`, which a resumed run will write again."""

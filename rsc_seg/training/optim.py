@@ -10,12 +10,29 @@ from rsc_seg.config import OptimConfig
 from rsc_seg.errors import UserError
 
 
-def total_steps(config: OptimConfig, images: int, world_size: int = 1) -> int:
-    """Optimiser steps of a stage: `max_steps`, else epochs times the whole global batches of one (at least one)."""
-    if config.batch_size < 1 or config.accumulate < 1:
-        raise UserError(
-            f"optim.batch_size={config.batch_size}, optim.accumulate={config.accumulate}: both must be at least 1."
-        )
+def check_optim(config: OptimConfig, section: str) -> None:
+    """UserError, by the options' full names, for values that the optimiser or the schedule cannot take."""
+    betas, clip = config.betas, config.clip_norm
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"{section}.betas={betas}: must be two numbers from 0 to below 1.")
+    if not (math.isfinite(config.lr) and config.lr >= 0):
+        raise UserError(f"{section}.lr={config.lr}: must be 0 or more.")
+    if not (math.isfinite(config.weight_decay) and config.weight_decay >= 0):
+        raise UserError(f"{section}.weight_decay={config.weight_decay}: must be 0 or more.")
+    if config.warmup_steps < 0:
+        raise UserError(f"{section}.warmup_steps={config.warmup_steps}: must be 0 or more.")
+    if clip is not None and not clip > 0:
+        raise UserError(f"{section}.clip_norm={clip}: must be above 0, or null for no clipping.")
+
+
+def total_steps(config: OptimConfig, images: int, world_size: int = 1, *, section: str = "optim") -> int:
+    """Optimiser steps of a stage: `max_steps`, else epochs times the whole global batches of one (at least one).
+
+    `section` is the options' place in the configuration, for messages.
+    """
+    for key, value in (("batch_size", config.batch_size), ("accumulate", config.accumulate)):
+        if value < 1:
+            raise UserError(f"{section}.{key}={value}: must be at least 1.")
     steps = (
         config.max_steps
         if config.max_steps is not None
@@ -23,7 +40,7 @@ def total_steps(config: OptimConfig, images: int, world_size: int = 1) -> int:
     )
     if steps < 1:
         raise UserError(
-            f"optim.max_steps={config.max_steps}, optim.epochs={config.epochs}: at least one step is needed."
+            f"{section}.max_steps={config.max_steps}, {section}.epochs={config.epochs}: at least one step is needed."
         )
     return steps
 

@@ -157,32 +157,40 @@ class DistillTask(Task):
         return (self.student,)
 
     def target(
-        self, images: Tensor, boxes: Tensor, early: EarlyFeatures | None, grid: tuple[int, int]
+        self, images: Tensor, boxes: Tensor, source: EarlyFeatures | Tensor | None, grid: tuple[int, int]
     ) -> Float[Tensor, "BR L D"]:
-        """The regions' tokens that the student shall imitate; no gradient."""
+        """The regions' tokens that the student shall imitate; no gradient. `source`: see `_source`; None: made here."""
         with torch.no_grad():
-            if self.refiner is None:
-                return roi_tokens(self.teacher.dense(images), boxes, patch_size=self.teacher.patch_size, grid=grid)
-            early = self.refiner.early(self.teacher, images) if early is None else early
-            return self.refiner(early, boxes, grid)
+            if source is None:
+                source = self._look(images)
+            if self.refiner is not None:
+                return self.refiner(source, boxes, grid)
+            assert isinstance(source, Tensor)  # without a Refiner it is the teacher's map
+            return roi_tokens(source, boxes, patch_size=self.teacher.patch_size, grid=grid)
 
     def regions(self, batch: Batch) -> list[Region]:
-        """The batch's boxes at the crops' grid (local), the whole image at its own grid (global), or both in turn."""
+        """The batch's boxes at the crops' grid (local), the whole image at its own grid (global), or both in turn.
+
+        The whole image is its un-padded part.
+        """
         found = []
         if self.config.regions in ("local", "both"):
             found.append(Region(batch.boxes, self.grid, batch.region_tokens))
         if self.config.regions in ("global", "both"):
             height, width = batch.pictures.shape[-2:]
-            box = whole_image_boxes(len(batch.pictures), height, width, like=batch.pictures)
+            if batch.valid is not None:
+                box = batch.valid[:, None]
+            else:
+                box = whole_image_boxes(len(batch.pictures), height, width, like=batch.pictures)
             found.append(Region(box, self.student.grid(height, width), batch.whole_tokens))
         return found
 
     def targets(self, batch: Batch) -> dict[str, Tensor]:
         """What a cache keeps of a batch: `region_tokens` (B,R,L,D) and `whole_tokens` (B,N,D), as `regions` says."""
-        early, images = self._early(batch), batch.pictures
+        source, images = self._source(batch), batch.pictures
         found = {}
         for boxes, grid, _ in self.regions(batch):
-            z = self.target(images, boxes, early, grid).unflatten(0, (len(images), -1))
+            z = self.target(images, boxes, source, grid).unflatten(0, (len(images), -1))
             found["region_tokens" if boxes is batch.boxes else "whole_tokens"] = z if boxes is batch.boxes else z[:, 0]
         return found
 
@@ -201,9 +209,9 @@ class DistillTask(Task):
         }
         same = {**options, "temperature_student": self.config.temperature_teacher}
         loss, entropy = dense.new_zeros(()), dense.new_zeros(())
-        early = self._early(batch)
+        source = self._source(batch)
         for boxes, grid, known in self.regions(batch):
-            target = self.target(images, boxes, early, grid) if known is None else known
+            target = self.target(images, boxes, source, grid) if known is None else known
             pred = roi_tokens(dense, boxes, patch_size=self.student.patch_size, grid=grid)
             loss = loss + scd_loss(pred, target, **options)
             with torch.no_grad():
@@ -217,11 +225,16 @@ class DistillTask(Task):
             "token_norm_max": norms.max(),
         }
 
-    def _early(self, batch: Batch) -> EarlyFeatures | None:
-        """f_A of the batch, run once for all kinds of regions; None when no target needs it."""
-        if self.refiner is None or all(region.known is not None for region in self.regions(batch)):
+    def _look(self, images: Tensor) -> EarlyFeatures | Tensor:
+        """f_A of the images for the Refiner; without one the teacher's dense features."""
+        with torch.no_grad():
+            return self.teacher.dense(images) if self.refiner is None else self.refiner.early(self.teacher, images)
+
+    def _source(self, batch: Batch) -> EarlyFeatures | Tensor | None:
+        """What all kinds of regions take their targets from, computed once; None when every target is known."""
+        if all(region.known is not None for region in self.regions(batch)):
             return None
-        return batch.early if batch.early is not None else self.refiner.early(self.teacher, batch.pictures)
+        return batch.early if self.refiner is not None and batch.early is not None else self._look(batch.pictures)
 
 
 class EndToEndTask(Task):

@@ -1,4 +1,4 @@
-"""Line charts, bar charts and histograms as inline SVG strings.
+"""Line charts and histograms as inline SVG strings.
 
 Drawn in 380 units of width with text of 12, so that a chart stays readable in a 360 pixel column. Colours are CSS
 variables of the page (`rsc_seg.viz.style`); series differ by dash and marker as well. Every chart has a title and a
@@ -35,16 +35,6 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-
-
-@dataclass
-class Bar:
-    """One bar: its value, the half-width of its whisker (null: none); the others compare with the `reference`."""
-
-    name: str
-    value: float
-    spread: float | None = None
-    reference: bool = False
 
 
 @dataclass
@@ -218,48 +208,6 @@ def line_chart(
         + "; ".join(ends)
     )
     return _frame(title, description, axes.height, body)
-
-
-def bar_chart(title: str, bars: Sequence[Bar], *, unit: str = "", digits: int = 1) -> str:
-    """Horizontal bars from zero with whiskers and the numbers beside them, as an SVG string.
-
-    The name stands above its bar, so long names stay readable. A thin line runs down from the reference bar's value.
-    UserError without bars or with a value that is not finite.
-    """
-    if not bars or not all(math.isfinite(b.value) for b in bars):
-        raise UserError(f"chart '{title}': needs at least one bar and finite values.")
-    row, room = 36.0, 96.0  # units of height of a bar with its name; units of width for the numbers at the right
-    reach = [b.value + (b.spread or 0) for b in bars] + [b.value - (b.spread or 0) for b in bars]
-    low, high = min(0.0, min(reach)), max(0.0, max(reach))
-    high = high if high > low else low + 1.0
-
-    def px(value: float) -> float:
-        return 4 + (WIDTH - 8 - room) * (value - low) / (high - low)
-
-    body = []
-    for k, bar in enumerate(bars):
-        y = k * row + 18
-        kind = "bar reference" if bar.reference else "bar"
-        left, right = sorted((px(0), px(bar.value)))
-        amount = f"{bar.value:.{digits}f}" + (f" ± {bar.spread:.{digits}f}" if bar.spread is not None else "")
-        body.append(_text(4, y - 4, bar.name, kind="label"))
-        body.append(f'<rect class="{kind}" x="{left:.1f}" y="{y:.1f}" width="{right - left:.1f}" height="11"/>')
-        end = right
-        if bar.spread:
-            a, b = px(bar.value - bar.spread), px(bar.value + bar.spread)
-            body.append(_line(a, y + 5.5, b, y + 5.5, "whisker"))
-            body += [_line(at, y + 2, at, y + 9, "whisker") for at in (a, b)]
-            end = max(right, b)
-        body.append(_text(end + 6, y + 10, f"{amount} {unit}".strip(), kind="value"))
-    for bar in bars:
-        if bar.reference:
-            body.append(_line(px(bar.value), 4, px(bar.value), len(bars) * row, "mark"))
-    rows = "; ".join(
-        f"{b.name}: {b.value:.{digits}f}" + (f" ± {b.spread:.{digits}f}" if b.spread else "") for b in bars
-    )
-    return _frame(
-        title, f"Bar chart, bars start at zero{', unit ' + unit if unit else ''}. {rows}", len(bars) * row + 4, body
-    )
 
 
 def histogram(title: str, samples: Sequence[Sample], *, x_label: str, bins: int = 40, log_y: bool = False) -> str:

@@ -1,11 +1,10 @@
-"""Colour tables made by formula, label palettes and the one rule that turns numbers into colours."""
+"""Colour tables made by formula and the one rule that turns numbers into colours."""
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, UInt8
 
 from rsc_seg.config import require_choice
 from rsc_seg.errors import UserError
@@ -87,27 +86,3 @@ def css_gradient(name: str) -> str:
     """The table as a CSS gradient from left (low) to right (high)."""
     stops = color_table(name)[np.linspace(0, 255, 9).round().astype(int)]
     return "linear-gradient(90deg," + ",".join("#" + bytes(stop).hex() for stop in stops) + ")"
-
-
-def default_palette(count: int) -> list[tuple[int, int, int]]:
-    """`count` RGB colours for class labels: hue turns by the golden angle, lightness by another irrational step."""
-    place = np.arange(count)
-    hue = place * math.pi * (3 - math.sqrt(5))
-    lightness = 0.48 + 0.38 * ((place * 0.6823) % 1)
-    lab = np.stack([lightness, 0.13 * np.cos(hue), 0.13 * np.sin(hue)], axis=1)
-    return [(int(r), int(g), int(b)) for r, g, b in np.round(_oklab_to_srgb(lab) * 255)]
-
-
-def color_labels(
-    labels: Integer[Array, "H W"], palette: list[tuple[int, int, int]], ignore_index: int = 255
-) -> UInt8[Array, "H W 3"]:
-    """RGB of a label map (0..T-1); `ignore_index` is mid grey. UserError for a label that the palette lacks."""
-    valid = labels != ignore_index
-    worst = int(labels[valid].max()) if valid.any() else -1
-    if worst >= len(palette) or (valid.any() and int(labels[valid].min()) < 0):
-        raise UserError(
-            f"label map: labels reach {worst}, the palette has {len(palette)} colours; give one colour a class."
-        )
-    rgb = np.full((*labels.shape, 3), 128, dtype=np.uint8)
-    rgb[valid] = np.array(palette, dtype=np.uint8).reshape(-1, 3)[labels[valid].astype(np.int64)]
-    return rgb

@@ -1,4 +1,4 @@
-"""Dense features in, pictures out: affinity, joint PCA and token-norm maps, upsampling, crosses and overlays.
+"""Dense features in, pictures out: affinity, joint PCA and token-norm maps, upsampling and marks.
 
 Every function that compares models takes all of them at once and uses one scale for all, so that a difference in colour
 is a difference in numbers. Feature maps are (D, h, w), torch tensors on any device or numpy arrays.
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rsc_seg.config import require_choice
 from rsc_seg.errors import UserError
-from rsc_seg.viz.colors import ColorScale, color_labels
+from rsc_seg.viz.colors import ColorScale
 
 Array = np.ndarray
 Features = Float[Tensor, "D h w"] | Float[Array, "D h w"]
@@ -169,23 +169,6 @@ def upsample(values: Array, size: tuple[int, int], mode: str = "nearest") -> Arr
     return (array.round() if values.dtype == np.uint8 else array).astype(values.dtype)
 
 
-def as_picture(image: Image.Image | Float[Tensor, "3 H W"] | UInt8[Array, "H W 3"]) -> Image.Image:
-    """A PIL picture from a PIL picture, an RGB uint8 array or a float tensor in 0..1 (not normalised by mean and std).
-
-    UserError for another shape or a tensor out of range.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, Tensor):
-        value = image.detach().cpu()
-        if value.ndim != 3 or value.shape[0] != 3 or value.min() < -1e-3 or value.max() > 1 + 1e-3:
-            raise UserError(f"picture tensor {tuple(value.shape)}: expected (3, H, W) in 0..1, not normalised.")
-        return Image.fromarray((value.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"picture array {image.shape} {image.dtype}: expected (H, W, 3) uint8.")
-    return Image.fromarray(image)
-
-
 def draw_cross(
     picture: Image.Image, query: Token, grid: tuple[int, int], columns: tuple[int, int] = (0, 1)
 ) -> Image.Image:
@@ -216,19 +199,3 @@ def draw_ring(picture: Image.Image, token: Token, grid: tuple[int, int]) -> Imag
         reach = radius + edge
         draw.ellipse((x - reach, y - reach, x + reach, y + reach), outline=color, width=width)
     return out
-
-
-def overlay_labels(
-    image: Image.Image,
-    labels: Integer[Array, "H W"],
-    palette: list[tuple[int, int, int]],
-    opacity: float = 0.55,
-    ignore_index: int = 255,
-) -> Image.Image:
-    """The picture with its label map laid over it, enlarged by nearest neighbour; ignored pixels stay bare."""
-    picture = image.convert("RGB")
-    full = upsample(labels.astype(np.float32), (picture.height, picture.width)).astype(np.int64)
-    colors = color_labels(full, palette, ignore_index)
-    base = np.asarray(picture, dtype=np.float32)
-    weight = np.where(full == ignore_index, 0.0, opacity)[..., None]
-    return Image.fromarray((base * (1 - weight) + colors * weight).round().astype(np.uint8))

@@ -102,7 +102,8 @@ class Report:
     """Everything that a report shows. What is empty is left out.
 
     `provenance` (where the weights come from, under what licence) stands in a box at the top; `summary` says what was
-    found, `limits` what the numbers do not show. `intros` holds a text for a section by its name. Sections with tables,
+    found, `limits` what the numbers do not show. `intros` and `outros` hold a text above and below
+    a section by its name. Sections with tables,
     charts or figures stand in the order of `sections`, others follow in the order in which they first appear.
     """
 
@@ -115,6 +116,7 @@ class Report:
     charts: list[Chart] = field(default_factory=list)
     figures: list[FigureGroup] = field(default_factory=list)
     intros: dict[str, str] = field(default_factory=dict)
+    outros: dict[str, str] = field(default_factory=dict)
     sections: list[str] = field(default_factory=lambda: list(SECTIONS))
     config_yaml: str = ""
     command: str = ""

@@ -176,6 +176,8 @@ def _sections(report: Report) -> list[tuple[str, str]]:
         groups = [g for g in report.figures if g.section == section]
         body += "".join(f"<p>{_escape(text)}</p>" for text in dict.fromkeys(g.about for g in groups if g.about))
         body += "".join(map(_group, groups))
+        outro = report.outros.get(section, "")
+        body += f'<p class="fine">{_escape(outro)}</p>' if outro else ""
         parts.append((section, body))
     body = ""
     if report.command:

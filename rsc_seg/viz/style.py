@@ -65,15 +65,11 @@ figure{margin:0;min-width:0}
 svg.chart{display:block;width:100%;max-width:480px;height:auto}
 svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
 svg .tick{fill:var(--soft)}
-svg .value{font-variant-numeric:tabular-nums}
 svg .grid{stroke:var(--rule);stroke-width:1}
-svg .axis,svg .whisker{stroke:var(--ink);stroke-width:1.2}
-svg .mark{stroke:var(--ink);stroke-width:1;stroke-dasharray:3 3}
+svg .axis{stroke:var(--ink);stroke-width:1.2}
 svg .series{fill:none;stroke-width:2;stroke-linejoin:round}
 svg .raw{fill:none;stroke-width:1;opacity:.3}
 svg .area{fill-opacity:.14;stroke-width:1.8;stroke-linejoin:round}
-svg .bar{fill:var(--s0)}
-svg .bar.reference{fill:var(--s5)}
 .strip{display:grid;grid-template-columns:repeat(var(--columns),minmax(0,var(--cell,240px)));gap:10px 12px;
 margin:.6rem 0 1.4rem}
 .strip .span{grid-column:span 2}

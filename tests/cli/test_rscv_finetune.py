@@ -1,6 +1,8 @@
 """The command as a user types it: what it writes, what it refuses, how it goes on."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,18 +159,25 @@ def test_print_config_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["crops.ratio=[0.7,0.3]"], ["crops.ratio"]),
         (["crops.bank=1", "distill.boxes=1"], ["crops.bank=1", "crops.per_image=2"]),
         (["distill.boxes=5"], ["distill.boxes=5", "crops.bank=4"]),
-        (["run.strategy=fsdp"], ["run.strategy=fsdp"]),
+        (["run.strategy=fsdp"], ["run.strategy=fsdp", "--stage refiner", "--stage distill"]),
+        (["run.strategy=fsdp", "--stage", "refiner"], ["run.strategy=fsdp"]),
         (["data.fit=stretch"], ["data.fit=stretch"]),
         (["refiner.depth=9"], ["refiner.depth=9", "1 to 3"]),
         (["refiner.taps=[1,9]"], ["refiner.taps=[1, 9]"]),
         (["refine.align.loss=infonec"], ["refine.align.loss=infonec", "infonce"]),
-        (["distill.trainable=half"], ["trainable=half"]),
+        (["distill.trainable=half"], ["distill.trainable=half"]),
         (["distill.regions=all"], ["distill.regions=all"]),
         (["distill.alpha=2"], ["distill.alpha=2"]),
         (["distill.target=student"], ["distill.target=student"]),
         (["crops.positions=here"], ["crops.positions=here"]),
         (["refine.optim.max_steps=0"], ["max_steps=0"]),
-        (["distill.optim.batch_size=0"], ["batch_size=0"]),
+        (["distill.optim.batch_size=0"], ["distill.optim.batch_size=0"]),
+        (["refine.optim.betas=[0.9]"], ["refine.optim.betas=[0.9]"]),
+        (["distill.trainable=none"], ["distill.trainable=none"]),
+        (["run.log_every=0"], ["run.log_every=0"]),
+        (["run.save_every=0"], ["run.save_every=0"]),
+        (["cache.mode=on", "data.hflip=true"], ["cache.mode=on", "data.hflip"]),
+        (["run.strategy=fsdp", "--stage", "distill", "distill.control=true"], ["run.strategy=fsdp", "distill.control"]),
         (["run.precision=8"], ["run.precision=8"]),
         (["cache.mode=often"], ["cache.mode=often"]),
         (["--stage", "distill"], ["refiner.safetensors", "--stage refiner"]),
@@ -212,8 +221,19 @@ def test_truncated_picture_is_skipped_and_named_or_fatal(tmp_path: Path, capsys:
     assert tune(tmp_path / "run", root, "--stage", "refiner") == 0
     err = capsys.readouterr().err
     assert "01.png" in err and "(1 so far)" in err
-    code = tune(tmp_path / "fatal", root, "--stage", "refiner", "data.on_error=fatal")
-    refused(capsys, code, "01.png", "not readable as an image")
+    for mode in ("auto", "off"):
+        code = tune(
+            tmp_path / "fatal",
+            root,
+            "--stage",
+            "refiner",
+            "data.on_error=fatal",
+            "run.save_every=9",
+            f"cache.mode={mode}",
+        )
+        refused(capsys, code, "01.png", "not readable as an image")
+        assert not (tmp_path / "fatal").exists()
+    assert tune(tmp_path / "fatal", root, "--stage", "refiner") == 0  # the corrected command is not in its own way
 
 
 def test_folder_of_broken_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,6 +241,40 @@ def test_folder_of_broken_pictures(tmp_path: Path, capsys: pytest.CaptureFixture
     for path in root.iterdir():
         path.write_bytes(b"broken")
     refused(capsys, tune(tmp_path / "run", root), "none of the 2 images is readable")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_of_tiny_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_pictures(tmp_path / "pictures", 2, size=(1, 200))
+    refused(capsys, tune(tmp_path / "run", root), "none of the 2 images is readable", "00.png")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_logger_leaves_nothing(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused(capsys, tune(tmp_path / "run", pictures, "run.wandb=true"), "run.wandb=true", "not installed")
+    assert not (tmp_path / "run").exists()
+
+
+def test_second_stage_with_other_options_of_its_own(
+    tmp_path: Path, finished: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "run.json", "metrics.jsonl", "refiner.json", "refiner.safetensors"):
+        shutil.copy(finished / name, folder / name)
+    first = json.loads((folder / "run.json").read_text())
+    refused(capsys, tune(folder, pictures, "--stage", "distill", "crops.ratio=[0.4,0.6]"), "crops.ratio")
+    assert tune(folder, pictures, "--stage", "distill", "distill.alpha=0.25") == 0
+    assert load_config(RscvConfig, folder / "config.yaml").distill.alpha == 0.25
+    run, sidecar = (json.loads((folder / name).read_text()) for name in ("run.json", "student.json"))
+    later = len(first.get("resumed", [])) + 1
+    assert run["command"] == first["command"] and len(run["resumed"]) == later
+    assert sidecar["training"]["command"] == first["command"] and len(sidecar["training"]["resumed"]) == later
+    again = tune(folder, pictures, "--stage", "distill", "distill.alpha=0.75")  # begun: no longer free
+    refused(capsys, again, "holds a run already")
 
 
 def test_damaged_checkpoint_is_one_line(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,17 @@ def test_other_encoders_are_refused(path: Path, make_encoder: Maker, options: di
         load_refiner(path, make_encoder(**options))
 
 
+def test_other_weights_of_the_same_encoder_are_refused(path: Path, make_encoder: Maker) -> None:
+    encoder = make_encoder()
+    with torch.no_grad():
+        encoder.trunk.blocks[3].norm1.bias[0] += 1e-6
+    with pytest.raises(UserError, match=r"refiner.safetensors: trained on other encoder weights .*backbone\.weights"):
+        load_refiner(path, encoder)
+    edit(path, lambda sidecar: sidecar["encoder"].pop("weights"))  # a file that does not say
+    with pytest.raises(UserError, match="trained on other encoder weights"):
+        load_refiner(path, make_encoder())
+
+
 def test_missing_file_and_missing_sidecar(path: Path, make_encoder: Maker) -> None:
     with pytest.raises(UserError, match=r"absent.safetensors: no Refiner here .*--stage refiner"):
         load_refiner(path.with_name("absent.safetensors"), make_encoder())

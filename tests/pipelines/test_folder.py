@@ -5,18 +5,22 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rsc_seg.config import CacheConfig, OptimConfig, RscvConfig, RunConfig
 from rsc_seg.errors import UserError
 from rsc_seg.pipelines.folder import (
+    awaits_second_stage,
     command_line,
+    commands_of,
     default_folder,
     environment,
     open_run_folder,
     read_config,
     record_run,
+    take_back,
     update_json,
 )
 
@@ -79,3 +83,84 @@ def test_facts_of_a_run_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_default_folder_names_the_backbone() -> None:
     assert default_folder(RscvConfig()) == Path("runs/rscv_dinov2_vitb14")
+
+
+def changed(**sections: dict[str, Any]) -> RscvConfig:
+    config = RscvConfig()
+    for section, values in sections.items():
+        for key, value in values.items():
+            setattr(getattr(config, section), key, value)
+    return config
+
+
+def test_what_changes_results_is_compared(tmp_path: Path) -> None:
+    open_run_folder(tmp_path, RscvConfig(), resume=False)
+    for key, value in (("precision", "bf16-mixed"), ("deterministic", True), ("seed", 3)):
+        with pytest.raises(UserError, match=rf"--resume with another configuration: run\.{key}"):
+            open_run_folder(tmp_path, changed(run={key: value}), resume=True)
+    with pytest.raises(UserError, match=r"run\.devices\*nodes \(1 -> 4\)"):
+        open_run_folder(tmp_path, changed(run={"devices": 2, "nodes": 2}), resume=True)
+
+
+def test_what_changes_no_result_is_free(tmp_path: Path) -> None:
+    open_run_folder(tmp_path, changed(run={"devices": 4}), resume=False)
+    free = changed(
+        data={"workers": 0},
+        backbone={"gradient_checkpointing": True},
+        cache={"mode": "off"},
+        probe={"linear_seeds": 1},
+        run={"devices": 2, "nodes": 2, "device": "cpu", "save_every": 5, "strategy": "ddp"},
+    )
+    assert open_run_folder(tmp_path, free, resume=True) is False
+
+
+def test_second_stage_may_change_its_own_options(tmp_path: Path) -> None:
+    assert open_run_folder(tmp_path, RscvConfig(), resume=False) is True
+    assert not awaits_second_stage(tmp_path)
+    (tmp_path / "refiner.safetensors").write_bytes(b"")
+    assert awaits_second_stage(tmp_path)
+    second = changed(distill={"alpha": 0.25})
+    assert open_run_folder(tmp_path, second, resume=False, second_stage=True) is False
+    assert read_config(tmp_path) == second
+    with pytest.raises(UserError, match=r"crops\.bank \(0 -> 8\).*only distill\.\* may change") as caught:
+        open_run_folder(tmp_path, changed(crops={"bank": 8}), resume=False, second_stage=True)
+    assert "--resume" not in str(caught.value) and read_config(tmp_path) == second
+
+
+@pytest.mark.parametrize("name", ["checkpoints/distill/step.pt", "checkpoints/end_to_end/x", "student.safetensors"])
+def test_second_stage_that_has_begun_is_not_awaited(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    for file in ("refiner.safetensors", name):
+        (tmp_path / file).write_bytes(b"")
+    assert not awaits_second_stage(tmp_path)
+
+
+def test_first_command_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in ("1", "2", "3"):
+        monkeypatch.setattr(sys, "argv", ["tools/rscv_finetune.py", "--seed", seed])
+        record_run(tmp_path, RscvConfig(), images=int(seed))
+    run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert run["command"] == "tools/rscv_finetune.py --seed 1" and run["images"] == 3
+    assert [entry["command"][-1] for entry in run["resumed"]] == ["2", "3"]
+    found = commands_of(tmp_path)
+    assert found["command"] == run["command"] and found["commit"] == run["commit"]
+    assert [set(entry) for entry in found["resumed"]] == [{"command", "commit"}] * 2
+
+
+def test_take_back_removes_a_run_without_results(tmp_path: Path) -> None:
+    new, empty, trained = tmp_path / "new", tmp_path / "empty", tmp_path / "trained"
+    empty.mkdir()
+    for folder in (new, empty, trained):
+        open_run_folder(folder, RscvConfig(), resume=False)
+        (folder / "cache" / ".early.partial").mkdir(parents=True)
+        (folder / "tensorboard").mkdir()
+    (trained / "checkpoints" / "refine").mkdir(parents=True)
+    (trained / "checkpoints" / "refine" / "step_00000002.pt").write_bytes(b"")
+    (new / "notes.txt").write_text("written meanwhile")
+    for folder in (new, empty, trained):
+        take_back(folder, whole=folder is not empty)
+    assert [p.name for p in new.iterdir()] == ["notes.txt"] and list(empty.iterdir()) == []
+    assert (trained / "config.yaml").is_file() and (trained / "cache").is_dir()
+    (new / "notes.txt").unlink()
+    take_back(new, whole=True)
+    assert not new.exists()

@@ -133,7 +133,7 @@ def test_unreadable_image_is_fatal_by_option(tmp_path: Path) -> None:
     for mode in ("on", "off"):
         with pytest.raises(ImageError, match=r"02\.png"):
             stage_1(make(tmp_path, f"cache.mode={mode}", "data.on_error=fatal"))
-    assert not [f for f in (tmp_path / "run" / "cache").glob("*") if not f.name.startswith(".")]
+    assert not list((tmp_path / "run" / "cache").glob("*"))
 
 
 def test_half_precision_is_near_and_keeps_boxes(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_region_cache_follows_the_refiner(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [("cache.mode=on", "data.hflip=true"), ("cache.mode=auto", "cache.max_gb=1e-6"), ("cache.mode=off",)]
+    "changes", [("cache.mode=auto", "data.hflip=true"), ("cache.mode=auto", "cache.max_gb=1e-6"), ("cache.mode=off",)]
 )
 def test_no_cache_where_none_belongs(tmp_path: Path, changes: tuple[str, ...]) -> None:
     data = make(tmp_path, *changes)
@@ -266,6 +266,41 @@ def test_too_large_a_cache_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO, "rsc_seg.pipelines.stream"):
         make(tmp_path, "cache.max_gb=1e-6").early_cache(tiny_refiner(tiny_encoder()))
     assert "cache.max_gb=1e-06" in caplog.text
+
+
+@pytest.mark.parametrize(("change", "named"), [("data.hflip=true", r"data\.hflip"), ("run.nodes=2", r"run\.nodes=2")])
+def test_cache_that_cannot_be_had_is_refused(tmp_path: Path, change: str, named: str) -> None:
+    with pytest.raises(UserError, match=rf"cache\.mode=on: .*{named}"):
+        make(tmp_path, "cache.mode=on", change)
+    assert make(tmp_path, "cache.mode=auto", change).early_cache(tiny_refiner(tiny_encoder())) is None
+
+
+def test_pictures_are_read_once_for_all_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(tmp_path, "cache.mode=on")
+    calls, fingerprint = [], data.source.fingerprint
+    monkeypatch.setattr(data.source, "fingerprint", lambda: calls.append(1) or fingerprint())
+    stage_1(data)
+    stage_2(data)
+    assert len(calls) == 1 and len(folders(data)) == 3
+
+
+def test_batches_say_where_the_padding_is(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", 5, size=(60, 120))
+    for mode in ("on", "off"):
+        data = make(tmp_path, f"cache.mode={mode}", "distill.regions=global")
+        for batch in stage_2(data):
+            assert batch.valid is not None and batch.valid.tolist() == [[0, 0, 84, 42]] * 2
+        losses = [
+            float(
+                distill_task(data.encoder, tiny_refiner(data.encoder, noise=0.1), data.config.distill)(b)[
+                    "loss"
+                ].detach()
+            )
+            for b in stage_2(data)
+        ]
+        if mode == "on":
+            cached = losses
+    assert cached == pytest.approx(losses, abs=1e-5)
 
 
 def test_frozen_copy_is_independent() -> None:

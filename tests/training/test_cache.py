@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 
 from rsc_seg.config import CropConfig
 from rsc_seg.errors import UserError
-from rsc_seg.training.cache import cache_key, estimate_gb, module_digest, open_cache
+from rsc_seg.models.digest import module_digest
+from rsc_seg.training.cache import cache_key, estimate_gb, open_cache
 
 SHAPES = {"a": (2, 3), "b": (1,)}
 
@@ -89,6 +92,72 @@ def test_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"k: feature cache not written \(No space left on device\).*cache\.mode=off"):
         open_cache(tmp_path, "k", SHAPES, 5, "float32", full)
+    assert os.listdir(tmp_path) == []
+
+
+LIMITED = """
+import os, resource, sys
+from pathlib import Path
+import torch
+from rsc_seg.errors import UserError
+from rsc_seg.training.cache import open_cache
+
+if sys.argv[2] == "written":
+    del os.posix_fallocate
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+produce = lambda: (([i], {"a": torch.zeros(1, 64)}) for i in range(100))
+try:
+    open_cache(Path(sys.argv[1]), "k", {"a": (64,)}, 100, "float32", produce)
+except UserError as e:
+    sys.exit(str(e))
+"""
+
+
+@pytest.mark.parametrize("how", ["reserved", "written"])
+def test_limit_on_file_sizes_is_an_error_and_no_signal(tmp_path: Path, how: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path), how], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "k: feature cache not written (File too large)" in done.stderr and "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_space_is_reserved_before_any_feature_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def full(descriptor: int, start: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    produce = Counted()
+    with pytest.raises(UserError, match="No space left on device"):
+        open_cache(tmp_path, "k", SHAPES, 5, "float32", produce)
+    assert produce.calls == 0 and os.listdir(tmp_path) == []
+    assert asked == [128 + 5 * 6 * 4]
+
+
+def test_file_systems_that_cannot_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unable, raising=False)
+    assert open_cache(tmp_path, "k", SHAPES, 5, "float32", Counted()).rows("b", [3, 0]).flatten().tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
+def test_any_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def broken() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        yield [0], features(0)
+        raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        open_cache(tmp_path, "k", SHAPES, 5, "float32", broken)
+    assert os.listdir(tmp_path) == []
+
+
+def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shape"):
+        open_cache(tmp_path, "k", {"a": (3, 2), "b": (1,)}, 5, "float32", Counted())
     assert os.listdir(tmp_path) == []
 
 

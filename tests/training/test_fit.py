@@ -169,6 +169,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(tmp_path: Pat
     with pytest.raises(NotFinite, match=r"refine step 4: loss nan.*batch: 103_0\.jpg, 103_1\.jpg") as caught:
         run(tmp_path / "a", task, poisoned, total=6)
     assert "\n" not in str(caught.value)
+    assert "new --output-dir with lower refine.optim.lr or refine.optim.clip_norm=1" in str(caught.value)
     with pytest.raises(Interrupted):
         run(tmp_path / "b", reference, stopping(stream(), 3), total=6)
     assert changed(values(reference), values(task)) == set()

@@ -1,6 +1,7 @@
 """The schedule by hand, decay groups, and the number of steps."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from rsc_seg.config import OptimConfig
 from rsc_seg.errors import UserError
-from rsc_seg.training.optim import lr_factor, make_optimizer, parameter_groups, set_lr, total_steps
+from rsc_seg.training.optim import check_optim, lr_factor, make_optimizer, parameter_groups, set_lr, total_steps
 
 
 def test_schedule_by_hand() -> None:
@@ -91,3 +92,25 @@ def test_total_steps(config: OptimConfig, images: int, world: int, steps: int) -
 def test_no_steps_are_a_user_error(config: OptimConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
         total_steps(config, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"betas": [0.9]}, r"distill\.optim\.betas=\[0\.9\]"),
+        ({"betas": [0.9, 1.0]}, r"distill\.optim\.betas"),
+        ({"lr": -1.0}, r"distill\.optim\.lr=-1"),
+        ({"weight_decay": math.nan}, r"distill\.optim\.weight_decay=nan"),
+        ({"warmup_steps": -1}, r"distill\.optim\.warmup_steps=-1"),
+        ({"clip_norm": 0.0}, r"distill\.optim\.clip_norm=0"),
+    ],
+)
+def test_values_that_no_optimiser_takes_are_named_in_full(changes: dict[str, Any], message: str) -> None:
+    check_optim(OptimConfig(clip_norm=1.0), "distill.optim")
+    with pytest.raises(UserError, match=message):
+        check_optim(OptimConfig(**changes), "distill.optim")
+
+
+def test_steps_are_named_in_full() -> None:
+    with pytest.raises(UserError, match=r"^refine\.optim\.batch_size=0"):
+        total_steps(OptimConfig(batch_size=0), 10, section="refine.optim")

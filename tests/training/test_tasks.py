@@ -273,3 +273,24 @@ def test_batch_moves_whole() -> None:
     tensors = [moved.boxes, moved.images, moved.crops, moved.crop_tokens, *moved.early]
     assert all(t.device.type == "meta" for t in tensors)
     assert moved.region_tokens is None and moved.names == batch.names
+
+
+def test_whole_image_is_its_unpadded_part() -> None:
+    encoder, batch = tiny_encoder(), tiny_batch(0)
+    task = distill_task(encoder, tiny_refiner(encoder, noise=0.1), DistillStageConfig(regions="global"))
+    valid = torch.tensor([[0.0, 0.0, 84.0, 40.0], [0.0, 0.0, 60.0, 56.0]])
+    ((boxes, grid, _),) = task.regions(dataclasses.replace(batch, valid=valid))
+    assert boxes.tolist() == [[[0, 0, 84, 40]], [[0, 0, 60, 56]]] and grid == (4, 6)
+    frame = torch.tensor([[0.0, 0.0, 84.0, 56.0]] * 2)
+    plain, full, padded = (dataclasses.replace(batch, valid=v) for v in (None, frame, valid))
+    assert torch.equal(task(plain)["loss"], task(full)["loss"])
+    assert torch.equal(task.targets(plain)["whole_tokens"], task.targets(full)["whole_tokens"])
+    assert not torch.allclose(task.targets(padded)["whole_tokens"], task.targets(full)["whole_tokens"], atol=1e-3)
+
+
+def test_teacher_looks_once_for_both_kinds_of_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, batch = distill_task(tiny_encoder(), None, DistillStageConfig(regions="both")), tiny_batch(0)
+    before, calls, dense = float(task(batch)["loss"].detach()), [], task.teacher.dense
+    monkeypatch.setattr(task.teacher, "dense", lambda images: calls.append(len(images)) or dense(images))
+    assert float(task(batch)["loss"].detach()) == before
+    assert calls == [2]

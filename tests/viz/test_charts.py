@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rsc_seg.errors import UserError
-from rsc_seg.viz.charts import Bar, Sample, Series, bar_chart, histogram, line_chart
+from rsc_seg.viz.charts import Sample, Series, histogram, line_chart
 from rsc_seg.viz.ticks import nice_ticks, number
 
 HOSTILE = "<script>alert('x')</script> & \"q\""
@@ -23,7 +23,6 @@ def lines_of(svg: str) -> list[str]:
     "svg",
     [
         line_chart(HOSTILE, [Series(HOSTILE, [0, 1], [1, 2]), Series("b", [0, 1], [2, 1])], y_label=HOSTILE),
-        bar_chart(HOSTILE, [Bar(HOSTILE, 1.0, 0.1), Bar("b", -1.0)], unit=HOSTILE),
         histogram(HOSTILE, [Sample(HOSTILE, [1, 2, 3]), Sample("b", [1, 2])], x_label=HOSTILE),
     ],
 )
@@ -39,7 +38,7 @@ def test_charts_are_escaped_and_described(svg: str) -> None:
 
 
 def test_ids_of_two_charts_differ() -> None:
-    ids = [parse(bar_chart("t", [Bar("a", 1.0)])).attrib["aria-labelledby"] for _ in range(2)]
+    ids = [parse(line_chart("t", [Series("a", [0, 1], [1, 2])])).attrib["aria-labelledby"] for _ in range(2)]
     assert ids[0] != ids[1]
 
 
@@ -77,22 +76,6 @@ def test_unequal_lengths_are_named() -> None:
         line_chart("t", [Series("a", [0, 1], [1])])
     with pytest.raises(UserError, match="no finite value"):
         line_chart("t", [])
-
-
-def test_bars_start_at_zero_and_keep_their_proportion() -> None:
-    svg = bar_chart("t", [Bar("a", 40.0, reference=True), Bar("b", 20.0, 1.0)])
-    bars = [e for e in parse(svg).iter("rect")]
-    widths = [float(bar.attrib["width"]) for bar in bars]
-    assert widths[0] == pytest.approx(2 * widths[1], abs=0.2)
-    assert bars[0].attrib["x"] == bars[1].attrib["x"]
-    assert "20.0 ± 1.0" in {e.text for e in parse(svg).iter("text")}
-    with pytest.raises(UserError, match="finite"):
-        bar_chart("t", [Bar("a", math.nan)])
-
-
-def test_negative_bars_hang_to_the_left_of_zero() -> None:
-    up, down = (e.attrib for e in parse(bar_chart("t", [Bar("a", 1.0), Bar("b", -1.0)])).iter("rect"))
-    assert float(down["x"]) + float(down["width"]) == pytest.approx(float(up["x"]), abs=0.2)
 
 
 def test_histograms_share_bins_and_state_the_outlier() -> None:

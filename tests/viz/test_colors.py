@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rsc_seg.errors import UserError
-from rsc_seg.viz.colors import COLORMAPS, ColorScale, color_labels, color_table, colorize, css_gradient, default_palette
+from rsc_seg.viz.colors import COLORMAPS, ColorScale, color_table, colorize, css_gradient
 
 
 def luminance(rgb: np.ndarray) -> np.ndarray:
@@ -53,16 +53,3 @@ def test_gradient_has_the_tables_ends() -> None:
     for name in COLORMAPS:
         assert bytes(color_table(name)[0]).hex() in css_gradient(name)
         assert bytes(color_table(name)[255]).hex() in css_gradient(name)
-
-
-def test_palette_colors_differ() -> None:
-    palette = np.array(default_palette(40), dtype=int)
-    distance = np.abs(palette[:, None] - palette[None]).sum(-1) + 999 * np.eye(40, dtype=int)
-    assert distance.min() > 12
-
-
-def test_labels_take_their_palette_and_ignored_pixels_are_grey() -> None:
-    rgb = color_labels(np.array([[0, 1, 255]], dtype=np.uint8), [(1, 2, 3), (4, 5, 6)])
-    assert rgb.tolist() == [[[1, 2, 3], [4, 5, 6], [128, 128, 128]]]
-    with pytest.raises(UserError, match="labels reach 2, the palette has 2"):
-        color_labels(np.array([[2]]), [(1, 2, 3), (4, 5, 6)])

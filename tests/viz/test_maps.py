@@ -11,12 +11,10 @@ from rsc_seg.viz.maps import (
     affinity,
     affinity_levels,
     affinity_scale,
-    as_picture,
     draw_cross,
     draw_ring,
     joint_pca,
     norm_scale,
-    overlay_labels,
     query_points,
     token_at,
     token_norms,
@@ -140,21 +138,3 @@ def test_marks_stand_on_the_token_and_leave_the_input_alone() -> None:
     ring = np.asarray(draw_ring(plain, (4, 6), (9, 12)))
     assert (ring[90, 130] == 90).all() and (ring != 90).any()
     assert (np.asarray(plain) == 90).all()
-
-
-def test_overlay_leaves_ignored_pixels_bare() -> None:
-    plain = Image.new("RGB", (4, 2), (100, 100, 100))
-    out = np.asarray(overlay_labels(plain, np.array([[0, 255]]), [(200, 0, 0)], opacity=0.5))
-    assert out[0, 0].tolist() == [150, 50, 50] and out[0, 3].tolist() == [100, 100, 100]
-
-
-def test_pictures_of_all_kinds_and_their_errors() -> None:
-    tensor = torch.zeros(3, 4, 5)
-    tensor[0] = 1
-    assert as_picture(tensor).getpixel((0, 0)) == (255, 0, 0)
-    assert as_picture(np.zeros((4, 5, 3), dtype=np.uint8)).size == (5, 4)
-    assert as_picture(Image.new("L", (5, 4))).mode == "RGB"
-    with pytest.raises(UserError, match="not normalised"):
-        as_picture(tensor * 2 - 1)
-    with pytest.raises(UserError, match="uint8"):
-        as_picture(np.zeros((4, 5, 3)))

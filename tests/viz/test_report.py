@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rsc_seg.errors import UserError
-from rsc_seg.viz.charts import Bar, Series, bar_chart, line_chart
+from rsc_seg.viz.charts import Sample, Series, histogram, line_chart
 from rsc_seg.viz.coupling import CouplingExample
 from rsc_seg.viz.gallery import Shot, affinity_groups, coupling_groups, norm_group, pca_group
 from rsc_seg.viz.parts import Cell, Chart, Column, Figure, FigureGroup, Report, Row, Table
@@ -73,7 +73,7 @@ def full(shots: list[Shot], coupling_example: CouplingExample) -> Report:
         tables=[Table("Street scenes", columns, rows, "± over 3 seeds.")],
         charts=[
             Chart("Loss", line_chart("Loss", [Series("loss", [0, 1], [2, 1])])),
-            Chart("Probe", bar_chart("Probe", [Bar("untuned", 44.9)]), section="Results"),
+            Chart("Probe", histogram("Probe", [Sample("untuned", [44.9])], x_label="mIoU"), section="Results"),
         ],
         figures=[*affinity_groups(shots, 1), pca_group(shots), norm_group(shots), *coupling_groups([coupling_example])],
         config_yaml="run:\n  seed: 0\n",
