@@ -1,23 +1,13 @@
 """Losses that align the Refiner's tokens with a crop's, token j with token j (stage 1)."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from rsc_seg.errors import UserError, suggestion
+from rsc_seg.ops.correlation import similarities
 
 ALIGN_LOSSES = ("soft", "infonce", "cosine")
-
-
-def _similarities(
-    pred: Float[Tensor, "R L D"], target: Float[Tensor, "R L D"], normalize: bool
-) -> Float[Tensor, "R L L"]:
-    with torch.autocast(pred.device.type, enabled=False):
-        a, b = pred.float(), target.float()
-        if normalize:
-            a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
-        return a @ b.transpose(1, 2)
 
 
 def infonce_loss(
@@ -27,7 +17,7 @@ def infonce_loss(
 
     `normalize=False, temperature=1` is the equation to the letter. No gradient reaches `target`.
     """
-    logits = _similarities(pred, target.detach(), normalize) / temperature
+    logits = similarities(pred, target.detach(), normalize=normalize) / temperature
     return -logits.log_softmax(dim=-1).diagonal(dim1=1, dim2=2).mean()
 
 
@@ -45,8 +35,8 @@ def soft_target_loss(
     `infonce_loss` as `target_temperature` goes to zero. No gradient reaches `target`.
     """
     target = target.detach()
-    rows = (_similarities(target, target, normalize) / target_temperature).softmax(dim=-1)
-    logits = _similarities(pred, target, normalize) / temperature
+    rows = (similarities(target, target, normalize=normalize) / target_temperature).softmax(dim=-1)
+    logits = similarities(pred, target, normalize=normalize) / temperature
     return -(rows * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 

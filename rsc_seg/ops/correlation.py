@@ -6,6 +6,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def similarities(
+    a: Float[Tensor, "R L D"], b: Float[Tensor, "R M D"], *, normalize: bool = True
+) -> Float[Tensor, "R L M"]:
+    """Cosines (or raw dot products) of all tokens of `a` with all of `b`, region by region, in float32."""
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = a.float(), b.float()
+        if normalize:
+            a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+        return a @ b.transpose(1, 2)
+
+
 def correlation_logits(
     tokens: Float[Tensor, "R L D"], temperature: float, *, normalize: bool = True
 ) -> Float[Tensor, "R L L"]:
@@ -13,9 +24,7 @@ def correlation_logits(
 
     Cosines when `normalize`, raw dot products otherwise (Eq. 3 to the letter; the paper's temperature fits cosines).
     """
-    with torch.autocast(tokens.device.type, enabled=False):
-        z = F.normalize(tokens.float(), dim=-1) if normalize else tokens.float()
-        return z @ z.transpose(1, 2) / temperature
+    return similarities(tokens, tokens, normalize=normalize) / temperature
 
 
 def scd_loss(
