@@ -72,7 +72,7 @@ def _best_layer_row(
     )
     note = f"layer {found['best']} of {encoder.row.depth}, {found['note']}"
     if shortened(encoder, config.backbone):
-        note += f"; only blocks 1 to {encoder.depth} were searched, {shortened(encoder, config.backbone)} is the last"
+        note += f"; only blocks 1 to {encoder.depth} were searched; the last: {shortened(encoder, config.backbone)}"
     return layer_candidate(encoder, found["best"], device, note), found
 
 

@@ -65,8 +65,7 @@ def _table(result: dict[str, Any]) -> Table:
     caption = (
         f"Linear probe and k-means fitted on {result['train_images']} training images, everything scored on "
         f"{result['val_images']} validation images ({result['data']}, {' -> '.join(result['splits'])}) at "
-        f"{height}x{width} pixels; {len(result['classes'])} classes; scores in percent; ± over probe seeds. "
-        "Small numbers: difference from the first row."
+        f"{height}x{width} pixels; {len(result['classes'])} classes; scores in percent; ± over probe seeds."
     )
     return Table("Before, controls, Refiner, after", columns, rows, caption)
 

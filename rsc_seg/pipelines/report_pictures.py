@@ -78,4 +78,7 @@ def choose_pictures(folder: Path, config: EvaluateConfig, encoder: DenseEncoder)
     photographs = [picture(name, load_photo(name), size, encoder) for name in PHOTOGRAPHS]
     scenes = spread_pictures(source, SCENES, size, encoder)
     shown = {f"photographs/{p.name}": p.name for p in photographs} | {p.name: p.name for p in scenes}
-    return ReportPictures([*photographs, *scenes], _relation(shown, trained, split), _credits(PHOTOGRAPHS))
+    relation = _relation(shown, trained, split)
+    if any(name.startswith("photographs/") for name in trained):
+        relation += " The composed scenes hold parts of photographs that the run was trained on."
+    return ReportPictures([*photographs, *scenes], relation, _credits(PHOTOGRAPHS))

@@ -16,6 +16,7 @@ COLUMNS = (
     ("coupling_median", "CR median", 3),
     ("coupling_ratio_of_means", "CR ratio of means", 3),
 )
+_OWN = ("seed", "image_size")  # of the measure's settings: may differ, is compared by itself
 Results = list[dict[str, Any]]
 Means = list[tuple[str, dict[str, tuple[float, Optional[float]]]]]
 
@@ -29,17 +30,21 @@ def _facts(result: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
         "image size": result["settings"].get("image_size"),
         "backbone": (weights.get("backbone"), weights.get("depth")),
         "weights": weights.get("source"),
+        **{f"measure's {key}": value for key, value in result["settings"].items() if key not in _OWN},
     }
 
 
 def check_comparable(runs: list[Path], results: Results, records: Results) -> None:
-    """Raises UserError unless the runs share data, image size, backbone and weights and differ in training seed."""
+    """Raises UserError unless the runs share data, image size, backbone, weights and settings of the measure
+    and differ in training seed."""
     first = _facts(results[0], records[0])
     seeds: dict[int, Path] = {}
     for run, result, record in zip(runs, results, records, strict=True):
         for what, value in _facts(result, record).items():
-            if value != first[what]:
-                raise UserError(f"{run}: its {what} is {value}, that of {runs[0]} is {first[what]}; give runs of one.")
+            if value != first.get(what):
+                raise UserError(
+                    f"{run}: its {what} is {value}, that of {runs[0]} is {first.get(what)}; give runs that share it."
+                )
         other = seeds.setdefault(record["seed"], run)
         if other is not run:
             raise UserError(

@@ -49,14 +49,14 @@ def test_what_the_message_names_fits_and_no_less_does(train: int, val: int, laye
 def test_a_measure_that_does_not_fit_stops_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = labelled_set(tmp_path / "set", 4)
     config = evaluation(root, "probe.best_layer=false")
-    bound = TokenBudget(4 * 6, 64, 3, 0).suite(2, 1)
+    bound = 0.9 * TokenBudget(4 * 6, 64, 3, 0).suite(4, 4)
     monkeypatch.setattr(memory.check_memory, "__kwdefaults__", {"train_every": 1, "val_every": 1, "limit": bound})
-    with pytest.raises(UserError, match=r"4 training and 4 validation images take .* set probe.train_every="):
+    with pytest.raises(UserError, match=r"4 training and 4 validation images take .* set probe.val_every=2"):
         run_probe(config)
 
 
 def test_notes_say_which_blocks_there_are(tmp_path: Path) -> None:
-    result = run_probe(evaluation(labelled_set(tmp_path / "set", 2), "backbone.depth=2", "data.image_size=[28,42]"))
+    result = run_probe(evaluation(labelled_set(tmp_path / "set", 2), "backbone.depth=2"))
     first, best = result["rows"][:2]
     assert first["note"] == "block 2 of 4 (backbone.depth=2)"
     assert "of 4, chosen by" in best["note"] and "only blocks 1 to 2 were searched" in best["note"]

@@ -15,11 +15,14 @@ from rsc_seg.probe.suite import ProbeRow
 NUMBERS = {"linear_miou": 40.0, "affinity_ap": 50.0, "affinity_ap_beyond_6": 45.0, "coupling_median": 1.1}
 
 
+NAME = "student, alpha 1"
+
+
 def result(**student: float | None) -> dict[str, Any]:
     rows = [
         ("untuned, last layer", NUMBERS),
         ("SCD control, alpha 1", NUMBERS),
-        ("student, alpha 1", NUMBERS | student),
+        (NAME, NUMBERS | student),
     ]
     return {"rows": [{"name": name, "headline": headline} for name, headline in rows]}
 

@@ -62,6 +62,7 @@ def test_one_run_has_no_spread(tmp_path: Path) -> None:
     [
         ({"data": "other"}, {}, "measured data"),
         ({"settings": {"image_size": [28, 28]}}, {}, "image size"),
+        ({"settings": {"image_size": [56, 84], "linear_epochs": 1}}, {}, "measure's linear_epochs"),
         ({"weights": {"backbone": "large", "depth": 4, "source": "none"}}, {}, "backbone"),
         ({"weights": {"backbone": "tiny", "depth": 4, "source": "demo"}}, {}, "its weights is demo"),
         ({}, {"images": 9}, "training data"),
