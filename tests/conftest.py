@@ -1,8 +1,10 @@
 """What holds for every test: one thread, caches of its own, no network."""
 
+import logging
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,15 @@ def isolated_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     folder = tmp_path_factory.mktemp("caches")
     for name in CACHES:
         monkeypatch.setenv(name, str(folder / name.lower()))
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A command run inside a test takes the package's logger over: every test starts from an untouched one."""
+    logger = logging.getLogger("rsc_seg")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture(autouse=True)

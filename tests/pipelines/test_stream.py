@@ -262,7 +262,6 @@ def test_unknown_choices_are_user_errors(tmp_path: Path) -> None:
 
 
 def test_too_large_a_cache_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("rsc_seg").propagate = True
     with caplog.at_level(logging.INFO, "rsc_seg.pipelines.stream"):
         make(tmp_path, "cache.max_gb=1e-6").early_cache(tiny_refiner(tiny_encoder()))
     assert "cache.max_gb=1e-06" in caplog.text

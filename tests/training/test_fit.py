@@ -228,7 +228,6 @@ def test_clipping_scales_the_gradient_and_logs_its_norm_before(
 
 def test_log_lines_off_a_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "rsc_seg.training.log"):
-        logging.getLogger("rsc_seg").propagate = True
         run(tmp_path, new_task("refine"), stream(), total=5, log_every=2)
     lines = [r.getMessage() for r in caplog.records if r.name == "rsc_seg.training.log" and "ETA" in r.getMessage()]
     assert [line.split()[1] for line in lines] == ["2/5", "4/5", "5/5"]
@@ -244,7 +243,6 @@ def test_replaced_images_are_named_at_the_end(tmp_path: Path, caplog: pytest.Log
             yield dataclasses.replace(batch, skipped=[("broken.jpg", "truncated")])
 
     with caplog.at_level(logging.WARNING, "rsc_seg.training.fit"):
-        logging.getLogger("rsc_seg").propagate = True
         run(tmp_path, new_task("refine"), with_skipped, total=2)
     assert "1 unreadable images were replaced by others: broken.jpg: truncated" in caplog.text
 
