@@ -2,10 +2,12 @@
 """Times a training step of both stages against a plain composition of library calls, in one process, in turns.
 
     benchmarks/rscv_step.py [--backbone dinov2_vits14] [--size 224] [--steps 5] [--batch 2] [--threads N]
+                            [--precision 32-true|bf16-mixed]
 
-Reference: timm's whole teacher on the image, crops one by one, nothing kept. Ours: the same step from cached frozen
-features, as tools/rscv_finetune.py runs it with crops.bank. Weights are random and the position rule is timm's, so both
-sides are the same function: their losses are compared first and must agree. Prints the median ratio.
+Reference: timm's whole teacher on the image, crops one by one, nothing kept, float32, torch's AdamW as it comes. Ours:
+the same step from cached frozen features, as tools/rscv_finetune.py runs it with crops.bank and run.precision. Weights
+are random and the position rule is timm's, so both sides are the same function: their losses are compared first and
+must agree. Prints the median ratio.
 """
 
 import argparse
@@ -29,9 +31,11 @@ from rsc_seg.ops.correlation import scd_loss
 from rsc_seg.pipelines.stream import frozen_copy
 from rsc_seg.training.batch import Batch
 from rsc_seg.training.cache import FeatureCache, open_cache
+from rsc_seg.training.optim import make_optimizer
 from rsc_seg.training.tasks import DistillTask, RefinerTask, crop_features
 
 TOLERANCE = 1e-4
+LR = 1e-9
 
 
 def timm_patches(encoder: DenseEncoder, x: Tensor) -> Tensor:
@@ -131,19 +135,27 @@ def step_seconds(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -
 
 
 def compare(
-    name: str, sides: tuple[Callable[[], Tensor], Callable[[], Tensor], list[torch.nn.Parameter]], steps: int
+    name: str,
+    sides: tuple[Callable[[], Tensor], Callable[[], Tensor], list[torch.nn.Parameter]],
+    steps: int,
+    precision: str,
 ) -> str:
     """One line: both medians and the median of the pairwise ratios."""
-    ours, reference, parameters = sides
+    plain, reference, parameters = sides
+
+    def ours() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            return plain()
+
     with torch.no_grad():
         a, b = float(ours()), float(reference())
     if abs(a - b) > TOLERANCE:
         raise SystemExit(f"{name}: losses differ ({a:.6f} and {b:.6f}): the two sides do not compute the same step")
-    optimizer = torch.optim.AdamW(parameters, lr=1e-9)
-    pairs = [(step_seconds(ours, optimizer), step_seconds(reference, optimizer)) for _ in range(steps + 1)][1:]
-    ratio = statistics.median(theirs / mine for mine, theirs in pairs)
-    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return f"{name}: reference {theirs:.2f} s, ours {mine:.2f} s, {ratio:.2f}x; losses {a:.5f} and {b:.5f}"
+    mine, theirs = make_optimizer([{"params": parameters, "lr": LR}]), torch.optim.AdamW(parameters, lr=LR)
+    pairs = [(step_seconds(ours, mine), step_seconds(reference, theirs)) for _ in range(steps + 1)][1:]
+    ratio = statistics.median(b / a for a, b in pairs)
+    fast, slow = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return f"{name}: reference {slow:.2f} s, ours ({precision}) {fast:.2f} s, {ratio:.2f}x; losses {a:.5f} and {b:.5f}"
 
 
 def main() -> None:
@@ -153,13 +165,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args.backbone, args.size, args.batch, Path(folder))
         for name, sides in (("stage 1", bench.stage1()), ("stage 2", bench.stage2())):
-            sys.stdout.write(f"{args.backbone} at {args.size}, {compare(name, sides, args.steps)}\n")
+            sys.stdout.write(f"{args.backbone} at {args.size}, {compare(name, sides, args.steps, args.precision)}\n")
 
 
 if __name__ == "__main__":
