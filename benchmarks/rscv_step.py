@@ -85,7 +85,9 @@ class Bench:
             "regions": regions.unflatten(0, (batch, 4)),
         }
         shapes = {name: tuple(t.shape[1:]) for name, t in arrays.items()}
-        return open_cache(folder, "bench", shapes, batch, "float32", lambda: iter([(list(range(batch)), arrays)]))
+        return open_cache(
+            folder, "bench", shapes, rows=batch, dtype="float32", produce=lambda: iter([(list(range(batch)), arrays)])
+        )
 
     def stage1(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor], list[torch.nn.Parameter]]:
         """Losses (ours, reference) and what trains."""

@@ -23,7 +23,7 @@ class BackboneConfig:
     depth: Optional[int] = None  # keep the first `depth` blocks and the final norm; null: all
     attention: str = "auto"  # auto | sdpa | xformers | eager
     position_rule: str = "auto"  # auto | antialias | plain | dinov2 | dinov2_reg
-    last_block: str = "auto"  # auto | full | value
+    last_block: str = "auto"  # auto (the weights' own) | full | value | catseg
     gradient_checkpointing: bool = False
 
 

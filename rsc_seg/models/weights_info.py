@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from rsc_seg.errors import UserError
-from rsc_seg.models.registry import BackboneRow
+from rsc_seg.models.registry import REGISTRY, BackboneRow
 from rsc_seg.ops.position import POSITION_RULES
 
-LAST_BLOCKS = ("full", "value")
+LAST_BLOCKS = ("full", "value", "catseg")
+_TYPES: Mapping[str, type] = {"depth": int, "training": dict, "mean": list, "std": list}
+# A sidecar may have been written by hand, with rounded numbers
+_TOLERANCE = 1e-4
+
+
+def _triple(values: Mapping[str, Any], name: str, where: str) -> tuple[float, float, float]:
+    numbers = values[name]
+    if len(numbers) != 3 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers):
+        raise UserError(f"{where}: '{name}' is {numbers!r}, three numbers are needed.")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,8 @@ class WeightsInfo:
     last_block: str
     source: str  # official | demo | none | file name and the beginning of its SHA-256
     licence: str
+    mean: tuple[float, float, float]  # of the images' normalisation, for values from 0 to 1
+    std: tuple[float, float, float]
     note: str = ""  # a sentence to be shown wherever numbers of these weights stand
     training: Mapping[str, Any] = field(default_factory=dict, hash=False)  # data, commit, command, alpha, seed
 
@@ -34,22 +46,29 @@ class WeightsInfo:
 
     @classmethod
     def from_json(cls, text: str, where: str = "sidecar") -> "WeightsInfo":
-        """Reads a sidecar's text; UserError that begins with `where` when it is not one."""
+        """Reads a sidecar's text; UserError that begins with `where` when it is not one.
+
+        Sidecars from before `mean` and `std` were kept take those of their backbone.
+        """
         advice = "remove or rename it when it does not belong to the weights of the same name."
         try:
             values = json.loads(text)
         except ValueError as e:
             raise UserError(f"{where}: not readable as JSON ({e}); {advice}") from e
+        row = REGISTRY.get(str(values.get("backbone"))) if isinstance(values, dict) else None
+        if row is not None:
+            values = {"mean": list(row.mean), "std": list(row.std), **values}
         known = {f.name: f for f in dataclasses.fields(cls)}
         needed = [name for name in known if name not in ("note", "training")]
         if not isinstance(values, dict) or any(name not in values for name in needed):
             absent = ", ".join(n for n in needed if not isinstance(values, dict) or n not in values)
             raise UserError(f"{where}: not a sidecar of weights, it lacks {absent}; {advice}")
         for name, value in values.items():
-            wanted = int if name == "depth" else dict if name == "training" else str
+            wanted = _TYPES.get(name, str)
             if name in known and (not isinstance(value, wanted) or isinstance(value, bool)):
                 raise UserError(f"{where}: '{name}' is {value!r}, a {wanted.__name__} is needed; {advice}")
-        return cls(**{name: value for name, value in values.items() if name in known})
+        kept = {name: value for name, value in values.items() if name in known}
+        return cls(**{**kept, "mean": _triple(values, "mean", where), "std": _triple(values, "std", where)})
 
 
 def sidecar_path(path: Path) -> Path:
@@ -67,23 +86,13 @@ def info_of_row(row: BackboneRow, *, depth: int, source: str, licence: str, note
         last_block=row.last_block,
         source=source,
         licence=licence,
+        mean=row.mean,
+        std=row.std,
         note=note,
     )
 
 
-def read_sidecar(path: Path, row: BackboneRow) -> WeightsInfo | None:
-    """The sidecar of the weights file `path`, or None without one.
-
-    Raises UserError when it was written for another backbone or activation than `row`'s, or names an unknown rule.
-    """
-    beside = sidecar_path(path)
-    if beside == path or not beside.is_file():
-        return None
-    try:
-        text = beside.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{beside}: the sidecar of {path.name} cannot be read ({e}).") from e
-    info = WeightsInfo.from_json(text, where=str(beside))
+def _check_row(info: WeightsInfo, row: BackboneRow, path: Path) -> None:
     if info.backbone != row.name:
         raise UserError(
             f"{path}: weights of backbone '{info.backbone}', not of '{row.name}': use --backbone {info.backbone}."
@@ -93,6 +102,29 @@ def read_sidecar(path: Path, row: BackboneRow) -> WeightsInfo | None:
             f"{path}: these weights were trained with activation '{info.activation}', backbone '{row.name}' runs "
             f"'{row.activation}': choose the backbone that they belong to."
         )
+    for key, held, known in (("mean", info.mean, row.mean), ("std", info.std, row.std)):
+        if any(abs(a - b) > _TOLERANCE for a, b in zip(held, known, strict=True)):
+            raise UserError(
+                f"{path}: these weights were trained on images normalised with {key} {list(held)}, backbone "
+                f"'{row.name}' takes {list(known)}: choose the backbone that they belong to."
+            )
+
+
+def read_sidecar(path: Path, row: BackboneRow) -> WeightsInfo | None:
+    """The sidecar of the weights file `path`, or None without one.
+
+    Raises UserError when it was written for another backbone, activation or normalisation than `row`'s, or names an
+    unknown rule.
+    """
+    beside = sidecar_path(path)
+    if beside == path or not beside.is_file():
+        return None
+    try:
+        text = beside.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{beside}: the sidecar of {path.name} cannot be read ({e}).") from e
+    info = WeightsInfo.from_json(text, where=str(beside))
+    _check_row(info, row, path)
     for key, value, known in (
         ("position_rule", info.position_rule, POSITION_RULES),
         ("last_block", info.last_block, LAST_BLOCKS),

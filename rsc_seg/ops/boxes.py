@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 
-def whole_image_boxes(batch: int, height: float, width: float, *, like: Tensor) -> Float[Tensor, "B 1 4"]:
+def whole_image_boxes(batch: int, height: int | float, width: int | float, *, like: Tensor) -> Float[Tensor, "B 1 4"]:
     """One box an image that covers it whole, xyxy in pixels, on the device of `like`."""
     box = torch.tensor([0.0, 0.0, width, height], device=like.device)
     return box.expand(batch, 1, 4)

@@ -171,7 +171,7 @@ def _train(
 ) -> dict[str, Tensor]:
     """Runs one stage and returns its trained parameters by name."""
     began = time.monotonic()
-    checkpoints = fit(run.fabric, task, groups, batches, options, run.folder, run.log)
+    checkpoints = fit(run.fabric, task, groups=groups, batches=batches, options=options, folder=run.folder, log=run.log)
     if run.fabric.is_global_zero:
         key, facts = f"seconds_{options.stage}", run.folder / "run.json"
         before = json.loads(facts.read_text(encoding="utf-8")).get(key, 0) if run.resume else 0

@@ -97,11 +97,20 @@ class RscvData:
             shapes={k: list(v) for k, v in shapes.items()},
             **depends,
         )
-        args = (self.root, f"{kind}-{key}", shapes, len(self.source), config.cache.dtype)
+        opened = functools.partial(
+            open_cache,
+            self.root,
+            f"{kind}-{key}",
+            shapes,
+            rows=len(self.source),
+            dtype=config.cache.dtype,
+            produce=produce,
+            exact=_EXACT,
+        )
         if self.fabric.local_rank == 0:
-            open_cache(*args, produce, exact=_EXACT)
+            opened()
         self.fabric.barrier()
-        return open_cache(*args, produce, exact=_EXACT)
+        return opened()
 
     def _samples(self, dataset: CropDataset) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         """All images once, in chunks."""
@@ -131,7 +140,7 @@ class RscvData:
     def crop_cache(self) -> Optional[FeatureCache]:
         """Boxes of the bank and f_I of their crops, or None without a bank or when they are not to be cached."""
         bank, tokens = self.config.crops.bank, self.crop_grid[0] * self.crop_grid[1]
-        shapes = {"boxes": (bank, 4), "crop_tokens": (bank, tokens, self.encoder.embed_dim), "index": (1,)}
+        shapes = {"boxes": (bank, 4), "crop_tokens": (bank, tokens, self.encoder.out_dim), "index": (1,)}
         if bank == 0 or not self._usable(shapes):
             return None
 
@@ -150,7 +159,7 @@ class RscvData:
 
     def region_cache(self, task: DistillTask) -> Optional[FeatureCache]:
         """The distillation targets (bank's boxes, whole image), or None when they change or are not to be cached."""
-        bank, width, kinds = self.config.crops.bank, self.encoder.embed_dim, task.config.regions
+        bank, width, kinds = self.config.crops.bank, self.encoder.out_dim, task.config.regions
         shapes: dict[str, tuple[int, ...]] = {}
         if kinds != "global":
             shapes["region_tokens"] = (bank, self.crop_grid[0] * self.crop_grid[1], width)

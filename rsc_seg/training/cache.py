@@ -110,6 +110,7 @@ def open_cache(
     root: Path,
     key: str,
     shapes: Mapping[str, tuple[int, ...]],
+    *,
     rows: int,
     dtype: str,
     produce: Callable[[], Iterator[tuple[list[int], dict[str, Tensor]]]],

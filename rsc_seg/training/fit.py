@@ -95,6 +95,7 @@ def _step(
 def fit(
     fabric: Fabric,
     task: Task,
+    *,
     groups: list[dict[str, object]],
     batches: Callable[[int], Iterator[Batch]],
     options: FitOptions,

@@ -65,7 +65,7 @@ def test_value_block_keeps_residual_layerscale_and_ffn() -> None:
 
 
 def test_value_block_refuses_other_attention() -> None:
-    with pytest.raises(TypeError, match="DenseAttention"):
+    with pytest.raises(TypeError, match="dense attention"):
         value_block(Block(24, 3), tokens())
 
 

@@ -14,6 +14,7 @@ from rsc_seg.models.trunk import create_trunk
 torch.set_num_threads(1)
 Maker = Callable[..., DenseEncoder]
 NAMES = ("dinov2_tiny14", "dinov2_tiny14_reg")
+CLIP = ("clip_tiny16", "laion_tiny16", "evaclip_tiny16")
 
 
 def images(height: int, width: int, batch: int = 2, seed: int = 0) -> Tensor:
@@ -24,16 +25,18 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + CLIP)
 def test_native_size_equals_plain_timm(make_encoder: Maker, name: str) -> None:
-    encoder, x = make_encoder(name), images(518, 518, 1)
-    plain = create_trunk(find_backbone(name)).eval()  # with timm's own attention module
+    row = find_backbone(name)
+    encoder, x = make_encoder(name, last_block="full"), images(row.native_size, row.native_size, 1)
+    side = row.native_size // row.patch_size
+    plain = create_trunk(row).eval()  # with timm's own attention module
     plain.load_state_dict(encoder.trunk.state_dict(), strict=True)
     with torch.no_grad():
         theirs = plain.forward_features(x)
         blocks = plain.forward_intermediates(x, indices=[0, 2], intermediates_only=True)
-        close(encoder.dense(x), to_map(theirs[:, encoder.num_prefix_tokens :], (37, 37)))
-        close(encoder.cls(x), theirs[:, 0])
+        close(encoder.dense(x), to_map(plain.head(theirs[:, encoder.num_prefix_tokens :]), (side, side)))
+        close(encoder.cls(x), plain(x))
         for ours, reference in zip(encoder.intermediates(x, [1, 3]), blocks, strict=True):
             close(ours, reference)
 
@@ -47,13 +50,24 @@ def test_antialias_equals_timm_at_any_size(make_encoder: Maker, name: str, size:
         close(encoder.dense(x).flatten(2).mT, theirs[:, encoder.num_prefix_tokens :])
 
 
-@pytest.mark.parametrize("mode", ["full", "value"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(64, 64), (48, 112), (16, 96)])
+@pytest.mark.parametrize("name", CLIP)
+def test_clip_with_antialias_equals_timm_at_any_size(make_encoder: Maker, name: str, size: tuple[int, int]) -> None:
+    encoder, x = make_encoder(name, position_rule="antialias", last_block="full"), images(*size)
+    with torch.no_grad():
+        theirs = encoder.trunk.forward_features(x)
+        close(encoder.dense(x).flatten(2).mT, encoder.trunk.head(theirs[:, 1:]))
+
+
+@pytest.mark.parametrize("mode", ["full", "value", "catseg"])
+@pytest.mark.parametrize("name", NAMES + CLIP)
 def test_all_ways_in_agree(make_encoder: Maker, name: str, mode: str) -> None:
-    encoder, x = make_encoder(name, last_block=mode), images(70, 98)
+    encoder = make_encoder(name, last_block=mode)
+    x = images(5 * encoder.patch_size, 7 * encoder.patch_size)
     p, grid = encoder.num_prefix_tokens, (5, 7)
     dense = encoder.dense(x)
-    assert dense.shape == (2, encoder.embed_dim, *grid)
+    assert dense.shape == (2, encoder.out_dim, *grid)
+    assert encoder.out_dim == (32 if name in CLIP else 64)
     tokens = encoder.tokens(x)
     assert torch.equal(encoder.finish(tokens, grid), dense)
     assert torch.equal(encoder.intermediates(x, [4], norm=True)[0], dense)
@@ -64,7 +78,7 @@ def test_all_ways_in_agree(make_encoder: Maker, name: str, mode: str) -> None:
         assert torch.equal(early.taps[:, 1], encoder.intermediates(x, [1])[0])
         rest = encoder.split(4 - front)
         joined = torch.cat([early.prefix, early.patches.flatten(2).mT], dim=1)
-        close(to_map(rest(joined, p), grid), dense, 1e-6)
+        close(to_map(rest(joined, p, grid), grid), dense, 1e-6)
 
 
 def test_value_mode_changes_the_last_block_only(make_encoder: Maker) -> None:
@@ -73,6 +87,65 @@ def test_value_mode_changes_the_last_block_only(make_encoder: Maker) -> None:
     assert all(torch.equal(i, j) for i, j in zip(a[:3], b[:3], strict=True))
     assert (a[3] - b[3]).abs().max() > 0.1
     assert torch.equal(full.cls(x), value.cls(x))  # [CLS] attends in full whatever the dense mode
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_dense_modes_of_clip_by_their_definition(make_encoder: Maker, name: str) -> None:
+    """The last block written out: values through inner norm and output projection, residual, FFN, norm, projection."""
+    modes = {mode: make_encoder(name, last_block=mode) for mode in ("full", "value", "catseg")}
+    x, trunk = images(80, 48), modes["value"].trunk
+    block, tokens = trunk.blocks[-1], modes["value"].run(modes["value"].embed(x), (5, 3), 0, 3)
+    normed, attn = block.norm1(tokens), block.attn
+    values = attn.v_proj(normed) if hasattr(attn, "v_proj") else attn.qkv(normed).chunk(3, dim=2)[2]
+    mixed = attn.proj(attn.norm(values))
+    for mode, residual in (("value", tokens), ("catseg", tokens[:, :1])):
+        z = residual + mixed
+        z = trunk.head(trunk.norm(z + block.mlp(block.norm2(z))))[:, 1:]
+        close(modes[mode].dense(x).flatten(2).mT, z)
+    assert (modes["full"].dense(x) - modes["value"].dense(x)).abs().max() > 1e-2
+    assert torch.equal(modes["full"].cls(x), modes["catseg"].cls(x))
+
+
+def test_quick_gelu_is_not_gelu(make_encoder: Maker) -> None:
+    quick, plain, x = make_encoder("clip_tiny16"), make_encoder("laion_tiny16"), images(64, 64)
+    plain.trunk.load_state_dict(quick.trunk.state_dict())
+    assert (quick.dense(x) - plain.dense(x)).abs().max() > 1e-3
+
+
+def test_rotary_positions_follow_the_grid(make_encoder: Maker) -> None:
+    """EVA without learned positions still tells places apart."""
+    encoder, x = make_encoder("evaclip_tiny16", last_block="full"), images(64, 96)
+    encoder.trunk.pos_embed.zero_()
+    a, b = encoder.dense(x), encoder.dense(x.roll(32, dims=3))
+    assert (a.roll(2, dims=3) - b).abs().max() > 1e-3
+    encoder.trunk.rope = None  # then a shift of whole tokens is only a permutation
+    close(encoder.dense(x).roll(2, dims=3), encoder.dense(x.roll(32, dims=3)))
+
+
+@pytest.mark.parametrize("mode", ["value", "catseg", "full"])
+@pytest.mark.parametrize("name", CLIP)
+def test_every_parameter_said_to_train_gets_a_gradient(make_encoder: Maker, name: str, mode: str) -> None:
+    encoder = make_encoder(name, last_block=mode)
+    names = trainable_parameters(encoder, "blocks")
+    encoder.dense(images(64, 48)).square().sum().backward()
+    grads = {n: p.grad for n, p in encoder.trunk.named_parameters()}
+    assert all(grads[n] is not None and grads[n].abs().sum() > 0 for n in names)
+    idle = {"blocks.3.attn.q_proj.weight", "blocks.3.attn.q_proj.bias", "blocks.3.attn.k_proj.weight"}
+    everything = {n for n in grads if n.startswith("blocks.")}
+    assert everything - set(names) == (idle if name.startswith("eva") and mode != "full" else set())
+
+
+@pytest.mark.parametrize("name", CLIP)
+def test_gradient_checkpointing_changes_nothing_for_clip(make_encoder: Maker, name: str) -> None:
+    found = []
+    for checkpointed in (False, True):
+        encoder = make_encoder(name, gradient_checkpointing=checkpointed)
+        trainable_parameters(encoder, "blocks")
+        encoder.dense(images(48, 64)).square().sum().backward()
+        found.append([p.grad for p in encoder.trunk.blocks.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 10
+    for a, b in zip(*found, strict=True):
+        close(a, b, 1e-6)
 
 
 def test_intermediates_keep_the_order_asked_for_repeats_and_norm(make_encoder: Maker) -> None:
@@ -222,9 +295,9 @@ def test_attention_backends_agree(make_encoder: Maker) -> None:
 def test_wrong_last_block_and_trunks_without_our_attention(make_encoder: Maker) -> None:
     row = find_backbone("dinov2_tiny14")
     trunk = create_trunk(row)
-    with pytest.raises(UserError, match="last_block=half: must be one of full, value"):
+    with pytest.raises(UserError, match="last_block=half: must be one of full, value, catseg"):
         DenseEncoder(trunk, row, position_rule="plain", last_block="half")
-    with pytest.raises(TypeError, match="DenseAttention"):
+    with pytest.raises(TypeError, match="dense attention"):
         run_blocks(list(trunk.blocks), torch.zeros(1, 5, 64), "value")
     trunk.cls_token = None
     with pytest.raises(TypeError, match="a \\[CLS\\] token"):

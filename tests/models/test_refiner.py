@@ -61,6 +61,31 @@ def test_starts_at_the_frozen_encoder(
         torch.testing.assert_close(refined, encoder.dense(x), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"placement": "late"}, {"head": "pacl"}, {"depth": 1}], ids=str)
+@pytest.mark.parametrize("mode", ["auto", "full", "catseg"])
+@pytest.mark.parametrize("name", ["clip_tiny16", "laion_tiny16", "evaclip_tiny16"])
+def test_starts_at_clips_projected_features(make_encoder: Maker, name: str, mode: str, options: dict[str, Any]) -> None:
+    encoder, x = make_encoder(name, last_block=mode), images(80, 48)
+    refiner = make(encoder, **options)
+    refined = refiner.whole_image(refiner.early(encoder, x))
+    assert refined.shape == (2, 32, 5, 3)
+    torch.testing.assert_close(refined, encoder.dense(x).detach(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 1}, {"placement": "late"}, {"head": "exogenous"}], ids=str)
+@pytest.mark.parametrize("name", ["clip_tiny16", "evaclip_tiny16"])
+def test_gradients_reach_every_part_of_clips_refiner(make_encoder: Maker, name: str, options: dict[str, Any]) -> None:
+    encoder = make_encoder(name)
+    refiner = make(encoder, stirred=True, **options)
+    assert (refiner.region_cls is None) == (options in ({"depth": 1}, {"placement": "late"}))  # nothing reads it there
+    refined = refiner(refiner.early(encoder, images(96, 112)), BOXES, GRID)
+    assert refined.shape == (4, 12, 32)
+    refined.square().sum().backward()
+    trained = {n: p.grad for n, p in refiner.named_parameters() if p.requires_grad}
+    assert not [n for n, grad in trained.items() if grad is None or not grad.abs().sum() > 0]
+    assert not any(n.startswith("head.project") for n in trained)
+
+
 @pytest.mark.parametrize("name", ["dinov2_tiny14", "dinov2_tiny14_reg"])
 def test_head_runs_in_the_encoders_value_mode(make_encoder: Maker, name: str) -> None:
     encoder, x = make_encoder(name, last_block="value"), images()

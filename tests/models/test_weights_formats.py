@@ -154,7 +154,8 @@ def test_unknown_architecture_and_keys(tmp_path: Path) -> None:
 def test_fewer_blocks_than_the_backbone(tmp_path: Path) -> None:
     file = tmp_path / "x.pth"
     torch.save(random_state(replace(TINY, timm_args={**TINY.timm_args, "depth": 2})), file)
-    assert "the file holds 2 of 4 blocks: set backbone.depth=2" in refusal(TINY, file)
+    assert "holds 2 of the 4 blocks of dinov2_tiny14: backbone.depth=2 loads them." in refusal(TINY, file)
+    assert "it fits --backbone dinov2_tiny14 with backbone.depth=2." in refusal(REGISTRY["dinov2_vits14"], file)
     assert "backbone.depth=3" in refusal(TINY, file, depth=3) and "has 1 to 2 blocks" in refusal(TINY, file, depth=3)
     state, info = resolve_weights(TINY, str(file), depth=2)
     assert info.depth == 2 and "blocks.1.norm1.weight" in state
@@ -179,7 +180,7 @@ def test_pickled_objects_are_refused(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "x.pt")
-    assert "a TorchScript archive" in refusal(TINY, tmp_path / "x.pt")
+    assert "a TorchScript archive without a CLIP vision transformer" in refusal(TINY, tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from rsc_seg.errors import UserError
 from rsc_seg.models import weights as weights_module
@@ -22,6 +21,7 @@ from rsc_seg.models.weights import WeightsInfo, create_trunk, random_state, reso
 from rsc_seg.models.weights_info import info_of_row
 
 torch.set_num_threads(1)
+CLIP, GELU_CLIP, EVA = REGISTRY["clip_tiny16"], REGISTRY["laion_tiny16"], REGISTRY["evaclip_tiny16"]
 TINY, TINY_REG = REGISTRY["dinov2_tiny14"], REGISTRY["dinov2_tiny14_reg"]
 
 
@@ -43,6 +43,7 @@ def test_info_survives_json() -> None:
         ("{", "not readable as JSON"),
         ("[]", "lacks backbone"),
         ('{"backbone": "x"}', "lacks depth, activation"),
+        ('{"backbone": "dinov2_tiny14"}', "lacks depth, activation, position_rule, last_block, source, licence;"),
     ],
 )
 def test_text_that_is_no_sidecar(text: str, says: str) -> None:
@@ -61,7 +62,31 @@ def test_sidecar_of_a_later_version_may_hold_more() -> None:
     assert WeightsInfo.from_json(json.dumps(values)) == info_for(TINY)
 
 
-@pytest.mark.parametrize("row", [TINY, TINY_REG], ids=lambda row: row.name)
+def test_sidecar_from_before_normalisation_was_kept() -> None:
+    for row in (TINY, CLIP):
+        values = json.loads(info_for(row).to_json())
+        del values["mean"], values["std"]
+        old = WeightsInfo.from_json(json.dumps(values))
+        assert (old.mean, old.std) == (row.mean, row.std) and old == info_for(row)
+
+
+@pytest.mark.parametrize("value", ["CLIP", [0.5, 0.5], [0.5, "0.5", 0.5], [True, 0.5, 0.5], None])
+def test_sidecar_with_a_wrong_mean(value: Any) -> None:
+    values = {**json.loads(info_for(TINY).to_json()), "mean": value}
+    with pytest.raises(UserError, match=r"a\.json: 'mean' is .* needed"):
+        WeightsInfo.from_json(json.dumps(values), where="a.json")
+
+
+def test_sidecar_with_another_normalisation(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    save(file, replace(info_for(TINY), std=CLIP.std))
+    with pytest.raises(UserError, match=r"normalised with std \[0\.26.*backbone 'dinov2_tiny14' takes \[0\.229, "):
+        resolve_weights(TINY, str(file))
+    save(file, replace(info_for(TINY), std=(0.22901, 0.224, 0.225)))
+    assert resolve_weights(TINY, str(file))[1].std == (0.22901, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("row", [TINY, TINY_REG, CLIP, EVA], ids=lambda row: row.name)
 @pytest.mark.parametrize("depth", [None, 2])
 def test_saved_encoder_reads_back(row: BackboneRow, depth: int | None, tmp_path: Path) -> None:
     file = tmp_path / "runs" / "student.safetensors"
@@ -78,7 +103,7 @@ def test_saved_encoder_reads_back(row: BackboneRow, depth: int | None, tmp_path:
     assert resolve_weights(row, str(file), depth=1)[1].depth == 1
 
 
-@pytest.mark.parametrize("row", [TINY, TINY_REG], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [TINY, TINY_REG, CLIP, GELU_CLIP, EVA], ids=lambda row: row.name)
 @pytest.mark.parametrize("depth", [4, 2])
 def test_plain_timm_loads_a_saved_encoder(row: BackboneRow, depth: int, tmp_path: Path) -> None:
     file = tmp_path / "student.safetensors"
@@ -88,8 +113,9 @@ def test_plain_timm_loads_a_saved_encoder(row: BackboneRow, depth: int, tmp_path
     model = timm.create_model(
         row.timm_id,
         pretrained=True,
-        pretrained_cfg_overlay={"file": str(file)},
-        num_classes=0,
+        pretrained_cfg_overlay={"file": str(file), "num_classes": row.joint_dim or 0},
+        num_classes=row.joint_dim or 0,
+        img_size=row.native_size,
         dynamic_img_size=True,
         **arguments,
     ).eval()
@@ -97,10 +123,9 @@ def test_plain_timm_loads_a_saved_encoder(row: BackboneRow, depth: int, tmp_path
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
     trunk = create_trunk(row, depth=depth).eval()
     trunk.load_state_dict(state, strict=True)
-    x = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
-    assert isinstance(model, VisionTransformer) and isinstance(trunk, VisionTransformer)
+    x = torch.randn(1, 3, row.native_size, row.native_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(model.forward_features(x), trunk.forward_features(x))
+        assert torch.equal(model(x), trunk(x))
 
 
 def save(file: Path, info: WeightsInfo) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from rsc_seg.models.attention import DenseAttention
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.registry import BackboneRow, find_backbone
 from rsc_seg.models.trunk import create_trunk
@@ -51,7 +50,7 @@ def row_of(variant: str) -> BackboneRow:
 @pytest.fixture(scope="module", params=list(MAKER.VARIANTS))
 def case(request: pytest.FixtureRequest) -> tuple[str, DenseEncoder, dict[str, torch.Tensor]]:
     row = row_of(request.param)
-    trunk = create_trunk(row, attn_layer=DenseAttention)
+    trunk = create_trunk(row, dense_attention=True)
     official = to_timm_names(MAKER.seeded_weights(request.param), "golden")
     trunk.load_state_dict(fit_state(official, row, row.depth, "golden"), strict=True)
     encoder = DenseEncoder(trunk, row, position_rule=row.position_rule, last_block=row.last_block)
@@ -76,7 +75,7 @@ def test_official_numbers(case: tuple[str, DenseEncoder, dict[str, torch.Tensor]
 
 def test_the_comparison_would_see_a_wrong_position_rule() -> None:
     row = row_of("plain")
-    trunk = create_trunk(row, attn_layer=DenseAttention)
+    trunk = create_trunk(row, dense_attention=True)
     trunk.load_state_dict(to_timm_names(MAKER.seeded_weights("plain"), "golden"), strict=True)
     wrong = DenseEncoder(trunk, row, position_rule="antialias", last_block="full").eval()
     with np.load(HERE / "golden" / "dinov2_plain.npz") as file, torch.no_grad():
@@ -85,7 +84,7 @@ def test_the_comparison_would_see_a_wrong_position_rule() -> None:
 
 
 def test_golden_files_hold_few_numbers_and_say_where_they_come_from() -> None:
-    files = sorted((HERE / "golden").glob("*.npz"))
+    files = sorted((HERE / "golden").glob("dinov2_*.npz"))
     assert [f.stem for f in files] == sorted(f"dinov2_{variant}" for variant in MAKER.VARIANTS)
     for path in files:
         assert path.stat().st_size < 400_000

@@ -40,8 +40,8 @@ class Counted:
 
 def test_computed_once_and_read_by_rows(tmp_path: Path) -> None:
     produce = Counted()
-    first = open_cache(tmp_path, "k", SHAPES, 5, "float32", produce)
-    again = open_cache(tmp_path, "k", SHAPES, 5, "float32", produce)
+    first = open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=produce)
+    again = open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=produce)
     assert produce.calls == 1
     for cache in (first, again):
         assert torch.equal(cache.rows("a", [4, 0]), torch.cat([features(4)["a"], features(0)["a"]]))
@@ -51,7 +51,7 @@ def test_computed_once_and_read_by_rows(tmp_path: Path) -> None:
 
 
 def test_rows_do_not_write_back(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path, "k", SHAPES, 5, "float32", Counted())
+    cache = open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=Counted())
     cache.rows("a", [2]).zero_()
     assert torch.equal(cache.rows("a", [2]), features(2)["a"])
 
@@ -60,7 +60,7 @@ def test_half_precision_is_half_the_size_and_keeps_exact_arrays(tmp_path: Path) 
     def large() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         yield [0], {"a": torch.full((1, 2, 3), 1 / 3), "b": torch.full((1, 1), 4097.0)}
 
-    cache = open_cache(tmp_path, "k", SHAPES, 1, "float16", large, exact=("b",))
+    cache = open_cache(tmp_path, "k", SHAPES, rows=1, dtype="float16", produce=large, exact=("b",))
     assert cache.arrays["a"].dtype == np.float16
     assert torch.allclose(cache.rows("a", [0]), torch.tensor(1 / 3), atol=2e-4)
     assert cache.rows("a", [0]).dtype == torch.float32
@@ -73,16 +73,16 @@ def test_what_a_killed_run_left_is_made_anew(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "a.npy").write_bytes(b"half")
     produce = Counted()
-    cache = open_cache(tmp_path, "k", SHAPES, 5, "float32", produce)
+    cache = open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=produce)
     assert produce.calls == 1 and cache.rows("b", [3]).item() == 3
     assert os.listdir(tmp_path) == ["k"]
 
 
 def test_missing_images_are_never_taken_for_complete(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="3 of 5"):
-        open_cache(tmp_path, "k", SHAPES, 5, "float32", Counted(3))
+        open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=Counted(3))
     assert not (tmp_path / "k").exists()
-    assert open_cache(tmp_path, "k", SHAPES, 5, "float32", Counted()).rows("b", [4]).item() == 4
+    assert open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=Counted()).rows("b", [4]).item() == 4
 
 
 def test_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(UserError, match=r"k: feature cache not written \(No space left on device\).*cache\.mode=off"):
-        open_cache(tmp_path, "k", SHAPES, 5, "float32", full)
+        open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=full)
     assert os.listdir(tmp_path) == []
 
 
@@ -107,7 +107,7 @@ if sys.argv[2] == "written":
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 produce = lambda: (([i], {"a": torch.zeros(1, 64)}) for i in range(100))
 try:
-    open_cache(Path(sys.argv[1]), "k", {"a": (64,)}, 100, "float32", produce)
+    open_cache(Path(sys.argv[1]), "k", {"a": (64,)}, rows=100, dtype="float32", produce=produce)
 except UserError as e:
     sys.exit(str(e))
 """
@@ -131,7 +131,7 @@ def test_space_is_reserved_before_any_feature_is_computed(tmp_path: Path, monkey
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     produce = Counted()
     with pytest.raises(UserError, match="No space left on device"):
-        open_cache(tmp_path, "k", SHAPES, 5, "float32", produce)
+        open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=produce)
     assert produce.calls == 0 and os.listdir(tmp_path) == []
     assert asked == [128 + 5 * 6 * 4]
 
@@ -141,7 +141,9 @@ def test_file_systems_that_cannot_reserve(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "posix_fallocate", unable, raising=False)
-    assert open_cache(tmp_path, "k", SHAPES, 5, "float32", Counted()).rows("b", [3, 0]).flatten().tolist() == [3, 0]
+    assert open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=Counted()).rows(
+        "b", [3, 0]
+    ).flatten().tolist() == [3, 0]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError])
@@ -151,20 +153,20 @@ def test_any_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) 
         raise error("stop")
 
     with pytest.raises(error, match="stop"):
-        open_cache(tmp_path, "k", SHAPES, 5, "float32", broken)
+        open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=broken)
     assert os.listdir(tmp_path) == []
 
 
 def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shape"):
-        open_cache(tmp_path, "k", {"a": (3, 2), "b": (1,)}, 5, "float32", Counted())
+        open_cache(tmp_path, "k", {"a": (3, 2), "b": (1,)}, rows=5, dtype="float32", produce=Counted())
     assert os.listdir(tmp_path) == []
 
 
 def test_cache_root_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="feature cache not written"):
-        open_cache(tmp_path / "file", "k", SHAPES, 5, "float32", Counted())
+        open_cache(tmp_path / "file", "k", SHAPES, rows=5, dtype="float32", produce=Counted())
 
 
 def test_estimate() -> None:

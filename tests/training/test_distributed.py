@@ -72,7 +72,7 @@ def trained(fabric: Fabric, stage: str, folder: Path) -> dict[str, torch.Tensor]
 
     log = RunLog(folder, enabled=fabric.is_global_zero)
     options = FitOptions(stage, STEPS, config, log_every=1, save_every=2)
-    fit(fabric, task, groups(task, config), batches, options, folder, log)
+    fit(fabric, task, groups=groups(task, config), batches=batches, options=options, folder=folder, log=log)
     return values(task)
 
 

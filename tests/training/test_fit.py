@@ -50,9 +50,14 @@ def run(folder: Path, task: Task, batches: Batches, config: OptimConfig | None =
     fabric = Fabric(accelerator="cpu", devices=1)
     defaults = {"stage": "refine", "total": 6, "log_every": 1, "save_every": 2}
     return fit(
-        fabric, task, groups(task, config), batches, FitOptions(optim=config, **{**defaults, **options}), folder,
-        RunLog(folder),
-    )  # fmt: skip
+        fabric,
+        task,
+        groups=groups(task, config),
+        batches=batches,
+        options=FitOptions(optim=config, **{**defaults, **options}),
+        folder=folder,
+        log=RunLog(folder),
+    )
 
 
 def stopping(batches: Batches, after: int) -> Batches:

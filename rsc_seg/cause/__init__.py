@@ -1,0 +1,1 @@
+"""CAUSE: unsupervised segmentation of frozen features, and what it needs to be measured."""
