@@ -128,4 +128,5 @@ def value_block(block: nn.Module, tokens: Float[Tensor, "B L D"], mode: str = "v
 def unused_in_value_mode(block: nn.Module) -> list[nn.Parameter]:
     """Parameters that a value mode never reads, so that they get no gradient; packed projections have none."""
     attn = _eva_attention(block)
-    return [] if attn is None else [*cast(nn.Linear, attn.q_proj).parameters(), *cast(nn.Linear, attn.k_proj).parameters()]
+    unread = () if attn is None else (attn.q_proj, attn.k_proj)
+    return [parameter for linear in unread for parameter in cast(nn.Linear, linear).parameters()]

@@ -57,7 +57,7 @@ def torch_hub_file(row: BackboneRow) -> Path | None:
     return Path(torch.hub.get_dir()) / "checkpoints" / row.official_file
 
 
-def _unreachable(address: str) -> str:
+def unreachable(address: str) -> str:
     """Why nothing answers at `address`, or the empty string; the hub's client itself would retry for half a minute."""
     request = urllib.request.Request(address, method="HEAD")
     try:
@@ -80,7 +80,7 @@ def _from_hub(repository: str) -> tuple[Path | None, str]:
         log.debug("%s is not in the hub's cache", repository)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set"
-    reason = _unreachable(huggingface_hub.constants.ENDPOINT)
+    reason = unreachable(huggingface_hub.constants.ENDPOINT)
     if reason:
         return None, f"{huggingface_hub.constants.ENDPOINT} is unreachable: {reason}"
     try:

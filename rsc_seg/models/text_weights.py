@@ -12,7 +12,7 @@ from torch import Tensor
 from rsc_seg.errors import UserError, suggestion
 from rsc_seg.models.checkpoint_files import OPEN_CLIP_FILES, read_checkpoint, weights_file
 from rsc_seg.models.clip_formats import text_state
-from rsc_seg.models.official_weights import _unreachable, torch_hub_file
+from rsc_seg.models.official_weights import unreachable, torch_hub_file
 from rsc_seg.models.registry import REGISTRY, BackboneRow, find_backbone
 from rsc_seg.models.stated_facts import stated_facts
 from rsc_seg.models.text import TextShape, TextTower, text_shape
@@ -36,7 +36,7 @@ def _fetch(release: Mapping[str, object]) -> tuple[Path | None, str]:
     """The file by open_clip's own loader, or the reason why it cannot be had; its retries would last half a minute."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set"
-    reason = _unreachable(huggingface_hub.constants.ENDPOINT)
+    reason = unreachable(huggingface_hub.constants.ENDPOINT)
     if reason:
         return None, f"{huggingface_hub.constants.ENDPOINT} is unreachable: {reason}"
     try:

@@ -186,14 +186,14 @@ def test_without_a_network_it_ends_within_seconds(monkeypatch: pytest.MonkeyPatc
 
 def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(text_weights, "_unreachable", lambda address: pytest.fail("asked the network"))
+    monkeypatch.setattr(text_weights, "unreachable", lambda address: pytest.fail("asked the network"))
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
         find_official_text(REGISTRY["evaclip_vitb16"])
 
 
 def test_a_hub_that_refuses_after_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(text_weights, "_unreachable", lambda address: "")
+    monkeypatch.setattr(text_weights, "unreachable", lambda address: "")
 
     def refuse(release: dict[str, object]) -> str:
         assert release["hf_hub"] == "apple/DFN2B-CLIP-ViT-B-16/"

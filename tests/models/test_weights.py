@@ -161,7 +161,7 @@ def test_no_network_names_repository_and_release_of_clip(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls = _no_cached_file(monkeypatch, tmp_path)
-    monkeypatch.setattr(official_weights, "_unreachable", lambda address: "no route")
+    monkeypatch.setattr(official_weights, "unreachable", lambda address: "no route")
     row = REGISTRY[name]
     with pytest.raises(UserError) as caught:
         resolve_weights(row, "official")
@@ -175,14 +175,14 @@ def test_no_network_names_repository_and_release_of_clip(
 def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _no_cached_file(monkeypatch, tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(official_weights, "_unreachable", lambda address: pytest.fail("asked the network"))
+    monkeypatch.setattr(official_weights, "unreachable", lambda address: pytest.fail("asked the network"))
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
         resolve_weights(SMALL, "official")
 
 
 def test_hub_refuses_after_answering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = _no_cached_file(monkeypatch, tmp_path)
-    monkeypatch.setattr(official_weights, "_unreachable", lambda address: "")
+    monkeypatch.setattr(official_weights, "unreachable", lambda address: "")
     with pytest.raises(UserError, match=r"cannot be fetched \(not in the cache\)"):
         resolve_weights(SMALL, "official")
     assert len(calls) == 2
