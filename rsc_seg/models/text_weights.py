@@ -12,7 +12,7 @@ from torch import Tensor
 from rsc_seg.errors import UserError, suggestion
 from rsc_seg.models.checkpoint_files import OPEN_CLIP_FILES, read_checkpoint, weights_file
 from rsc_seg.models.clip_formats import text_state
-from rsc_seg.models.official_weights import unreachable, torch_hub_file
+from rsc_seg.models.official_weights import torch_hub_file, unreachable
 from rsc_seg.models.registry import REGISTRY, BackboneRow, find_backbone
 from rsc_seg.models.stated_facts import stated_facts
 from rsc_seg.models.text import TextShape, TextTower, text_shape

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
@@ -50,9 +51,8 @@ def shrunk_row(row: BackboneRow) -> BackboneRow:
 @contextmanager
 def _toy_timm(row: BackboneRow) -> Iterator[None]:
     """open_clip's configurations cannot say a timm tower's size: inside, timm is told."""
-    size = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "img_size": SIDE * row.patch_size}
-    toy = mock.Mock(wraps=timm, create_model=partial(timm.create_model, **size))
-    with mock.patch.object(timm_model, "timm", toy):
+    size: dict[str, Any] = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "img_size": SIDE * row.patch_size}
+    with mock.patch.object(timm_model, "timm", SimpleNamespace(create_model=partial(timm.create_model, **size))):
         yield
 
 
