@@ -19,18 +19,23 @@ def _check_count(maps: Tensor, regions: Sequence[Tensor], what: str) -> None:
 
 
 def pool_boxes(
-    maps: Float[Tensor, "B D H W"], boxes: Sequence[Float[Tensor, "_ 4"]], *, patch_size: int
+    maps: Float[Tensor, "B D H W"], boxes: Sequence[Float[Tensor, "_ 4"]], *, patch_size: int | None
 ) -> Float[Tensor, "R D"]:
     """Box features of unit length: `maps` l2-normalised per token, RoIAlign to one cell, l2-normalised again.
 
-    Boxes are xyxy in pixels of the image behind `maps`, any number per image (none is allowed); features come image by
-    image, in float32. A box without area gives zeros. `roi_pool` divides by the patch before RoIAlign, which counts its
-    samples as ceil(side in tokens): pixels over patch is exact where scaling by a rounded 1 / patch may add a sample.
-    Raises UserError when boxes and maps differ in number. Matches CLIPSelf's `encode_pseudo_boxes` (v2).
+    Boxes are xyxy in pixels of the image behind `maps`, or, with `patch_size` None, shares (0..1) of its width and
+    height; any number per image (none is allowed); features come image by image, in float32. A box without area gives
+    zeros. RoIAlign counts its samples as ceil(side in tokens), so that the last bit of a side may matter: pixels over
+    patch is exact where scaling by a rounded 1 / patch may add a sample, and shares times the grid is CLIPSelf's own
+    arithmetic. Raises UserError when boxes and maps differ in number. Matches CLIPSelf's `encode_pseudo_boxes` (v2).
     """
     _check_count(maps, boxes, "boxes")
     normed = functional.normalize(maps.float(), dim=1)
-    pooled = [roi_pool(one[None], own[None], patch_size=patch_size) for one, own in zip(normed, boxes, strict=True)]
+    if patch_size is None:
+        height, width = maps.shape[-2:]
+        boxes = [own * own.new_tensor([width, height, width, height]) for own in boxes]
+    side = patch_size or 1  # shares are in tokens by now
+    pooled = [roi_pool(one[None], own[None], patch_size=side) for one, own in zip(normed, boxes, strict=True)]
     return functional.normalize(torch.cat(pooled), dim=1)
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 from torch.nn.functional import normalize
+from torchvision.ops import roi_align
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pad, resize
 
@@ -80,6 +82,32 @@ def test_a_whole_image_of_336_pixels_is_read_without_an_extra_sample() -> None:
     expected = normalize(normalize(maps, dim=1).mean(dim=(2, 3)), dim=1)
     torch.testing.assert_close(pool_boxes(maps, [whole], patch_size=14), expected)
     torch.testing.assert_close(pool_masks(maps, [torch.ones(1, 24, 24, dtype=torch.bool)]), expected)
+
+
+@pytest.mark.parametrize(("side", "patch"), [(1024, 16), (896, 14)])
+def test_at_the_sizes_of_clipself_whole_pixels_are_read_as_from_parts_of_the_image(side: int, patch: int) -> None:
+    corners = torch.randint(0, side + 1, (400, 2, 2), generator=torch.Generator().manual_seed(patch)).float()
+    boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= 8]
+    maps, grid = random_maps(1, 4, 64, 64), side // patch
+    official = roi_align(normalize(maps, dim=1), [boxes / side * grid], 1, sampling_ratio=-1, aligned=True)
+    assert len(boxes) > 300
+    torch.testing.assert_close(pool_boxes(maps, [boxes], patch_size=patch), normalize(official.flatten(1), dim=1))
+
+
+def test_shares_of_the_image_are_scaled_to_the_grid_before_roi_align() -> None:
+    """CLIPSelf's arithmetic: at 336 pixels and patches of 14 some boxes in pixels get another number of samples."""
+    maps = torch.randn(1, 8, 24, 24, generator=torch.Generator().manual_seed(0))
+    corner = torch.randint(0, 168, (400, 2), generator=torch.Generator().manual_seed(1)).float()
+    size = torch.randint(7, 168, (400, 2), generator=torch.Generator().manual_seed(2)).float()
+    shares = torch.cat([corner, corner + size], dim=1) / 336
+    index = torch.zeros(400, 1)
+    unit = torch.nn.functional.normalize(maps, dim=1)
+    theirs = torchvision.ops.roi_align(unit, torch.cat([index, shares * 24], dim=1), (1, 1), 1.0, -1, True)
+    ours = pool_boxes(maps, [shares], patch_size=None)
+    torch.testing.assert_close(ours, torch.nn.functional.normalize(theirs.flatten(1), dim=1), atol=1e-6, rtol=0)
+    in_pixels = pool_boxes(maps, [shares * 336], patch_size=14)
+    assert ((ours - in_pixels).abs().amax(dim=1) < 1e-5).float().mean() > 0.9
 
 
 def test_soft_masks_weigh_the_tokens() -> None:

@@ -95,7 +95,8 @@ def differences(variant: str, encoder: DenseEncoder, folder: Path) -> dict[str, 
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where make_clip_golden.py wrote")
     folder: Path = parser.parse_args().folder

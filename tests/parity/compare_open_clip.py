@@ -70,16 +70,16 @@ def shrunk_open_clip(row: BackboneRow) -> nn.Module:
         return cast(nn.Module, kind(**config))
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """No parameter of the image tower stays at the zero, one or near zero at which it was made."""
-    g = torch.Generator().manual_seed(seed)
+def randomize(model: nn.Module) -> nn.Module:
+    """Every parameter of the image tower from one seed, none at the zero, one or near zero at which it was made."""
+    g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in cast(nn.Module, model.visual).named_parameters():
             noise = torch.randn(parameter.shape, generator=g)
-            if parameter.ndim < 2 and "embedding" not in name:
-                parameter.add_(0.1 * noise)
-            elif name.endswith(("embedding", "cls_token", "pos_embed")):
+            if name.endswith(("embedding", "cls_token", "pos_embed")):
                 parameter.copy_(0.5 * noise)
+            elif parameter.ndim < 2:
+                parameter.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
             else:
                 fan = parameter.shape[0] if name == "proj" else parameter[0].numel()
                 parameter.copy_(noise * fan**-0.5)
@@ -105,7 +105,8 @@ def difference(model: nn.Module, encoder: DenseEncoder) -> tuple[float, float]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("backbones", nargs="+", help="registry names of CLIP encoders")
     torch.set_num_threads(1)
