@@ -41,6 +41,31 @@ def test_every_cpu_backend_equals_the_definition(backend: str) -> None:
     torch.testing.assert_close(attend(q, k, v, backend=backend), no_bias, atol=1e-5, rtol=0)
 
 
+def backends_of(device: str) -> list[tuple[str, torch.dtype]]:
+    """What this machine can run there: the CPU's SDPA, on CUDA also xformers where its probe call works."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        found.append(("sdpa", dtype))
+        if resolve_backend("auto", torch.device(device), dtype) == "xformers":
+            found.append(("xformers", dtype))
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.mark.parametrize("tokens", [7, 197])
+def test_every_backend_of_this_machine_equals_eager_forward_and_backward(device: str, tokens: int) -> None:
+    for backend, dtype in backends_of(device):
+        results = []
+        for name in ("eager", backend):
+            parts = [t.to(device, dtype).requires_grad_(True) for t in qkv(tokens, tokens)]
+            out = attend(*parts, backend=name)
+            out.float().square().sum().backward()
+            results.append([out.float(), *(t.grad.float() for t in parts)])
+        tolerance = 1e-5 if dtype == torch.float32 else 0.1
+        for ours, eager in zip(*results, strict=True):
+            torch.testing.assert_close(ours, eager, atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("shape", [(7, 7), (2, 1, 7, 7), (2, 3, 7, 7)])
 def test_bias_broadcasts_alike_in_eager_and_sdpa(shape: tuple[int, ...]) -> None:
     q, k, v = qkv()
