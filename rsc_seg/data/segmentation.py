@@ -19,7 +19,7 @@ from rsc_seg.errors import UserError
 IGNORE = 255
 RGB = tuple[int, int, int]
 Decode = Callable[[np.ndarray, str, str], np.ndarray]
-KINDS = ("auto", "camvid", "plain", "scenes", "ade20k", "cocostuff", "cityscapes", "coco")
+KINDS = ("auto", "camvid", "plain", "scenes", "ade20k", "cocostuff", "cityscapes", "pascalvoc", "coco")
 
 _CAMVID: dict[str, RGB] = {
     "sky": (128, 128, 128),
@@ -50,7 +50,8 @@ class Place:
     """Where a split's images and labels lie, as folders with `{split}`.
 
     A label has its image's path below its folder, with another ending; `image_end` None means any image ending.
-    `table` takes a stored id to its class, 255 for what is not scored.
+    `table` takes a stored id to its class, 255 for what is not scored. `listing` is a text file that names the images
+    of the split, one a line without ending, in their order; None means all images of the folder.
     """
 
     images: str
@@ -58,13 +59,17 @@ class Place:
     table: dict[int, int]
     image_end: Optional[str] = None
     label_end: str = ".png"
+    listing: Optional[str] = None
 
     def splits(self, storage: Storage) -> list[str]:
-        """Splits of which both folders exist."""
-        head = self.images.partition("{split}")[0].rstrip("/")
-        return [
-            s for s in storage.children(head) if all(storage.has(f.format(split=s)) for f in (self.images, self.labels))
-        ]
+        """Splits of which both folders, and the list of images where there is one, exist."""
+        parts = [f for f in (self.images, self.labels, self.listing) if f is not None]
+        varying = next(f for f in parts if "{split}" in f)
+        head, _, tail = varying.partition("{split}")
+        names = storage.children(head.rstrip("/"))
+        if tail and not tail.startswith("/"):  # a file name that ends after the split
+            names = [n.removesuffix(tail) for n in names if n.endswith(tail)]
+        return [s for s in names if all(storage.has(f.format(split=s)) for f in parts)]
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,22 @@ def _cityscapes_spec(storage: Storage) -> MaskSpec:
     return MaskSpec("Cityscapes (19 classes)", classes.names, palette, places)
 
 
+def _pascalvoc_spec(storage: Storage) -> MaskSpec:
+    classes = vocab.load("pascal_voc_21")
+    palette: list[RGB] = [tuple(c.extra["color"]) for c in classes.classes]
+    places = tuple(
+        Place(
+            f"{base}JPEGImages",
+            f"{base}SegmentationClass",
+            _identity(len(classes)),
+            ".jpg",
+            listing=f"{base}ImageSets/Segmentation/{{split}}.txt",
+        )
+        for base in ("VOCdevkit/VOC2012/", "VOC2012/", "")
+    )
+    return MaskSpec("PASCAL VOC 2012 (21 classes)", classes.names, palette, places)
+
+
 _SPECS: dict[str, Callable[[Storage], MaskSpec]] = {
     "camvid": _camvid_spec,
     "plain": _plain_spec,
@@ -213,13 +234,29 @@ _SPECS: dict[str, Callable[[Storage], MaskSpec]] = {
     "ade20k": _ade20k_spec,
     "cocostuff": _cocostuff_spec,
     "cityscapes": _cityscapes_spec,
+    "pascalvoc": _pascalvoc_spec,
 }
+
+
+def _listed(storage: Storage, listing: str, images_at: str, present: list[str]) -> list[str]:
+    """The images that a text file names, in its order; raises UserError for one that is not there."""
+    by_stem = {image.rpartition(".")[0]: image for image in present}
+    stems = storage.read(listing).decode("utf-8", "replace").split()
+    missing = [stem for stem in stems if f"{images_at}/{stem}" not in by_stem]
+    if missing:
+        raise UserError(
+            f"{storage.where(listing)}: names {len(missing)} images of {len(stems)} that are not in "
+            f"{storage.where(images_at)} (first: {missing[0]}); complete the images."
+        )
+    return [by_stem[f"{images_at}/{stem}"] for stem in stems]
 
 
 def _pair(storage: Storage, place: Place, split: str) -> tuple[list[str], list[str], list[str]]:
     """Images, their label files, and those of the latter that are not there."""
     images_at, labels_at = place.images.format(split=split), place.labels.format(split=split)
     images = [f for f in storage.images(images_at) if place.image_end is None or f.endswith(place.image_end)]
+    if place.listing is not None:
+        images = _listed(storage, place.listing.format(split=split), images_at, images)
     labels = []
     for image in images:
         stem = image.removesuffix(place.image_end) if place.image_end else image.rpartition(".")[0]
@@ -228,7 +265,11 @@ def _pair(storage: Storage, place: Place, split: str) -> tuple[list[str], list[s
     return images, labels, [label for label in labels if label not in present]
 
 
-def _open_masks(storage: Storage, spec: MaskSpec, split: str) -> LabelledSet:
+def open_masks(storage: Storage, spec: MaskSpec, split: str) -> LabelledSet:
+    """All images of a split with their PNG labels, from the place of `spec` where fewest labels are missing.
+
+    Raises UserError for another layout, a missing split or missing labels.
+    """
     theirs = dict(spec.split_names).get(split, split)
     known = sorted({s for place in spec.places for s in place.splits(storage)})
     places = [p for p in spec.places if theirs in p.splits(storage)]
@@ -274,7 +315,7 @@ def labelled_kind(storage: Storage) -> Optional[str]:
         return "plain"
     if any(n.startswith("panoptic_") for n in storage.children("annotations")) and coco_splits(storage):
         return "coco"
-    for kind in ("cityscapes", "ade20k", "cocostuff", "camvid"):
+    for kind in ("cityscapes", "ade20k", "cocostuff", "pascalvoc", "camvid"):
         if any(place.splits(storage) for place in _SPECS[kind](storage).places):
             return kind
     return None
@@ -303,7 +344,7 @@ def open_labelled(
     found = (
         _open_panoptic(storage, split)
         if found_kind == "coco"
-        else _open_masks(storage, _SPECS[found_kind](storage), split)
+        else open_masks(storage, _SPECS[found_kind](storage), split)
     )
     for files in (found.images, found.label_files):
         files.files = [files.files[i] for i in thinned(len(files), limit, every)]

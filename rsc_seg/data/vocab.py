@@ -10,15 +10,25 @@ from typing import Any
 
 from rsc_seg.errors import UserError, suggestion
 
-VOCABULARIES = ("ade20k_150", "cityscapes", "cityscapes_19", "cityscapes_27", "coco_panoptic_133", "coco_stuff_171")
+VOCABULARIES = (
+    "ade20k_150",
+    "cityscapes",
+    "cityscapes_19",
+    "cityscapes_27",
+    "coco_panoptic_133",
+    "coco_stuff_171",
+    "coco_stuff_27",
+    "pascal_voc_21",
+)
 
 
 @dataclass(frozen=True)
 class VocabClass:
     """One class: `id` as the official label files hold it, and whatever else the list knows about it in `extra`.
 
-    Keys of `extra`: isthing, supercategory, color (COCO panoptic); isthing (COCO-Stuff); isthing, synonyms (ADE20K);
-    train_id, category, has_instances, color (Cityscapes); label_id, color (its 19 and 27 classes).
+    Keys of `extra`: isthing, supercategory, color (COCO panoptic); isthing (COCO-Stuff); isthing, fine_ids (its 27
+    coarse classes); isthing, synonyms (ADE20K); train_id, category, has_instances, color (Cityscapes); label_id, color
+    (its 19 and 27 classes); color (PASCAL VOC).
     """
 
     id: int
