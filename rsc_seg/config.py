@@ -36,7 +36,7 @@ class DataConfig:
     split: str = "train"
     limit: Optional[int] = None  # first images only
     every: int = 1  # every n-th image only
-    image_size: list[int] = field(default_factory=lambda: [518, 518])  # height, width
+    image_size: list[int] = field(default_factory=list)  # height, width; []: as the backbone is tuned and measured
     fit: str = "pad"  # pad (longest side fits, zeros right and below) | squash | crop (centre)
     hflip: bool = False
     on_error: str = "skip"  # skip (unreadable images: named, counted, replaced by the next) | fatal
@@ -48,7 +48,7 @@ class DataConfig:
 class CropConfig:
     """Boxes on an image and the local crops cut at them."""
 
-    size: list[int] = field(default_factory=lambda: [224, 224])  # height, width of a crop in pixels
+    size: list[int] = field(default_factory=list)  # height, width of a crop in pixels; []: the backbone's usual crop
     per_image: int = 4  # C: crops of an image in one step
     ratio: list[float] = field(default_factory=lambda: [0.3, 0.7])
     ratio_mode: str = "shared"  # shared (one side ratio for both sides) | per_axis | area
@@ -190,6 +190,84 @@ class RscvConfig:
     distill: DistillStageConfig = field(default_factory=DistillStageConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
+class CauseDataConfig:
+    """The set that CAUSE is trained and scored on."""
+
+    dataset: str = (
+        "cityscapes"  # cityscapes | cocostuff27 | cocostuff171 | coco81 | pascalvoc | scenes | camvid | plain
+    )
+    root: Optional[str] = None  # null is allowed only for `scenes`
+    train_split: str = "train"
+    val_split: str = "val"
+    limit: Optional[int] = None  # first images of each split only
+    train_every: int = 1  # every n-th image only
+    val_every: int = 1
+    stored_crops: bool = False  # train on the crops that the official scripts wrote (JPEG), not on crops cut on the fly
+
+
+@dataclass
+class CauseConfig:
+    """The training of CAUSE: head, recipe, and every hyper-parameter of the recipe (null: the preset's)."""
+
+    head: str = "tr"  # tr | mlp
+    preset: str = "released-4gpu"  # released-4gpu (a quarter of the crops, rate 4e-3) | full-epoch (all, 1e-3)
+    probe_grad: str = "detached"  # detached (unsupervised) | released (labels reach the head, as officially)
+    seeds: int = 1  # runs with the seeds run.seed, run.seed + 1, ...
+    codes: Optional[int] = None
+    reduced: Optional[int] = None  # width of the features
+    projection: Optional[int] = None  # width of the contrastive space
+    dropout: Optional[float] = None
+    batch_size: Optional[int] = None
+    lr: Optional[float] = None
+    share: Optional[float] = None  # of the crops, seen in an epoch
+    codebook_epochs: Optional[int] = None
+    codebook_decay: Optional[float] = None  # of the rate, after each epoch
+    head_epochs: Optional[int] = None
+    probe_epochs: Optional[int] = None
+    probe_decay: Optional[float] = None  # of the rate, every probe_decay_every epochs
+    probe_decay_every: Optional[int] = None
+    weight_decay: Optional[float] = None
+    head_clip: Optional[float] = None  # 0: no clipping
+    probe_clip: Optional[float] = None  # 0: no clipping
+    temperature: Optional[float] = None
+    positive: Optional[float] = None  # cosine of codes above which tokens attract
+    negative: Optional[float] = None  # and below which they repel
+    bank: Optional[int] = None  # projections kept for a code
+    ema: Optional[float] = None
+    modularity_temperature: Optional[float] = None
+    codebook_resolution: Optional[int] = None  # pixels of a view's side, brought to whole patches
+    head_resolution: Optional[int] = None
+    test_resolution: Optional[int] = None
+
+
+@dataclass
+class CauseScoreConfig:
+    """How CAUSE is scored."""
+
+    flip: bool = False  # also with features averaged over the image and its mirror image
+    crf: str = "auto"  # auto (when pydensecrf2 is there) | on | off
+    crf_workers: Optional[int] = None  # processes of the CRF; null: one a core; 0: none of its own
+    full_image: bool = False  # our own protocol: whole images; officially only their centre square
+    pictures: int = 4  # validation images in the report
+    batch_size: int = 16  # views in a pass
+
+    def __post_init__(self) -> None:
+        self.crf = {"True": "on", "False": "off"}.get(self.crf, self.crf)  # YAML reads on and off as booleans
+
+
+@dataclass
+class EvalCauseConfig:
+    """tools/eval_cause.py."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: CauseDataConfig = field(default_factory=CauseDataConfig)
+    cause: CauseConfig = field(default_factory=CauseConfig)
+    score: CauseScoreConfig = field(default_factory=CauseScoreConfig)
+    cache: CacheConfig = field(default_factory=lambda: CacheConfig(dtype="float16"))
     run: RunConfig = field(default_factory=RunConfig)
 
 

@@ -1,4 +1,4 @@
-"""Every file in configs/ loads, names options that exist, and fits the encoder that it names."""
+"""Every file in configs/rscv loads, names options that exist, and fits the encoder that it names."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.registry import find_backbone
 from rsc_seg.models.trunk import create_trunk
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "rscv").rglob("*.yaml"))
 
 
 def test_there_are_presets() -> None:

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rsc_seg.config import load_config, to_yaml
+from rsc_seg.config import EvaluateConfig, RscvConfig, load_config, to_yaml
 from rsc_seg.errors import UserError
+from rsc_seg.models.sizes import fill_sizes
 
 C = TypeVar("C")
 BAD_INPUT = 2
@@ -62,8 +63,12 @@ def make_parser(prog: str, description: str, epilog: str = "") -> OneLineParser:
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """--backbone, --weights, --config, --seed, --device, --print-config and key=value."""
-    parser.add_argument("--backbone", metavar="NAME", help="encoder, for example dinov2_vitb14 (= backbone.name=NAME)")
-    parser.add_argument("--weights", metavar="W", help="official, demo, none or a file (= backbone.weights=W)")
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="encoder, for example dinov2_vitb14 or clip_vitb16 (= backbone.name=NAME)"
+    )
+    parser.add_argument(
+        "--weights", metavar="W", help="official, demo, none, a file or a hub folder (= backbone.weights=W)"
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML with differences from the defaults")
     parser.add_argument("--seed", type=int, help="= run.seed=N")
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or mps (= run.device=D)")
@@ -72,7 +77,8 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(args: argparse.Namespace, schema: type[C], base: dict[str, Any] | None = None) -> C:
-    """Defaults of `schema`, then `base`, then --config, then the named flags, then key=value."""
+    """Defaults of `schema`, then `base`, then --config, then the named flags, then key=value; sizes left open are the
+    backbone's."""
     named = {
         "backbone.name": args.backbone,
         "backbone.weights": args.weights,
@@ -80,7 +86,12 @@ def config_from(args: argparse.Namespace, schema: type[C], base: dict[str, Any] 
         "run.device": args.device,
     }
     flags = [f"{key}={value}" for key, value in named.items() if value is not None]
-    return load_config(schema, args.config, flags + args.overrides, base=base)
+    config = load_config(schema, args.config, flags + args.overrides, base=base)
+    if isinstance(config, RscvConfig):
+        fill_sizes(config.backbone.name, config.data, config.crops)
+    elif isinstance(config, EvaluateConfig):
+        fill_sizes(config.backbone.name, config.data)
+    return config
 
 
 def print_config(config: Any) -> None:

@@ -261,8 +261,8 @@ def trainable_parameters(encoder: DenseEncoder, policy: str) -> list[str]:
     """Applies a freezing policy to the encoder and returns the names of the parameters that train.
 
     blocks: all transformer blocks (CLIPSelf's choice). blocks_norm: and the final norm. last_K: the last K blocks.
-    all: everything. none: nothing. What the last block's value mode never reads stays frozen. UserError for another
-    policy.
+    all: everything. none: nothing. What the last block's value mode never reads stays frozen, and so does the bias that
+    timm's head has and OpenAI's projection has not. UserError for another policy.
     """
     depth = encoder.depth
     if policy.startswith("last_") and policy[5:].isdigit() and 1 <= int(policy[5:]) <= depth:
@@ -275,6 +275,8 @@ def trainable_parameters(encoder: DenseEncoder, policy: str) -> list[str]:
     names = []
     unused = unused_in_value_mode(encoder.trunk.blocks[-1]) if encoder.last_block in VALUE_MODES else []
     idle = {id(parameter) for parameter in unused}
+    if encoder.joint_dim is not None and not isinstance(encoder.trunk, Eva):
+        idle.add(id(encoder.trunk.head.bias))
     for name, parameter in encoder.trunk.named_parameters():
         parameter.requires_grad_(bool(wanted) and name.startswith(wanted) and id(parameter) not in idle)
         if parameter.requires_grad:

@@ -27,11 +27,13 @@ class BackboneRow:
     head_blocks: int  # K of the Refiner
     activation: str  # gelu | quick_gelu | swiglu
     position_rule: str  # see rsc_seg.ops.position
-    last_block: str  # full | value
+    last_block: str  # full | value | catseg
     licence: str
     official_file: str  # file name of the official release
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    image_side: int = 518  # pixels of a side for tuning and measuring, where nothing else is said
+    crop_side: int = 224  # pixels of a teacher's crop, where nothing else is said
     joint_dim: int | None = None  # width of the space shared with text; None: an encoder without text
     text_id: str = ""  # open_clip's architecture, for the text tower
     text_tag: str = ""  # open_clip's tag of the official weights
@@ -105,6 +107,8 @@ def _clip(
         official_file=file,
         mean=CLIP_MEAN,
         std=CLIP_STD,
+        image_side=896 if large else 1024,  # as CLIPSelf
+        crop_side=int(timm_id.rsplit("_", 1)[1]),
         joint_dim=768 if large else 512,
         text_id=text[0],
         text_tag=text[1],
@@ -187,6 +191,8 @@ _ROWS += [
         name=row.name.replace("vitb16", "tiny16"),
         official_file="",
         native_size=64,
+        image_side=128,
+        crop_side=64,
         embed_dim=64,
         depth=4,
         head_blocks=2,

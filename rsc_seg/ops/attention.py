@@ -40,9 +40,14 @@ def _xformers_ops() -> ModuleType:
 
 
 def _probe_xformers(device: torch.device, dtype: torch.dtype) -> None:
-    """Runs forward and backward once; whatever xformers raises when it has no operator goes through."""
-    q = torch.zeros(1, 8, 1, 64, device=device, dtype=dtype, requires_grad=True)
-    _xformers_ops().memory_efficient_attention(q, q, q).sum().backward()
+    """Runs forward and backward once; whatever xformers raises when it has no operator goes through.
+
+    The outcome is kept, so it must not depend on the caller's mode: gradients are on and autocast is off here.
+    """
+    ops = _xformers_ops()
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        q = torch.zeros(1, 8, 1, 64, device=device, dtype=dtype, requires_grad=True)
+        ops.memory_efficient_attention(q, q, q).sum().backward()
 
 
 @functools.cache

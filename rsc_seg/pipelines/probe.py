@@ -9,6 +9,7 @@ from rsc_seg.config import EvaluateConfig
 from rsc_seg.data.segmentation import LabelledSet, open_labelled
 from rsc_seg.errors import UserError
 from rsc_seg.models.encoder import DenseEncoder
+from rsc_seg.models.sizes import fill_sizes
 from rsc_seg.pipelines.candidates import checkpoint_candidates, layer_candidate, run_candidates, shortened, untuned
 from rsc_seg.pipelines.device import choose_device
 from rsc_seg.pipelines.folder import command_line, environment, git_commit
@@ -84,6 +85,7 @@ def run_probe(
     Returns the suite's result with `layers` (linear probe of every untuned layer), `weights` (what is known about the
     start), command, commit, versions and the configuration. Raises UserError when the tokens would not fit into memory.
     """
+    fill_sizes(config.backbone.name, config.data)
     device = choose_device(config.run.device)
     encoder, info, first = untuned(config.backbone, device)
     settings = dataclasses.replace(settings_of(config, encoder), seed=config.run.seed)

@@ -20,7 +20,7 @@ from rsc_seg.models.build import build_backbone
 from rsc_seg.models.encoder import DenseEncoder, trainable_parameters
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.refiner_file import load_refiner, save_refiner
-from rsc_seg.models.registry import find_backbone
+from rsc_seg.models.sizes import fill_sizes
 from rsc_seg.models.weights import blend_states, save_encoder
 from rsc_seg.models.weights_info import WeightsInfo
 from rsc_seg.pipelines.folder import (
@@ -237,7 +237,7 @@ def train_end_to_end(run: _Run) -> None:
 
 
 def _check(config: RscvConfig, stage: str) -> None:
-    find_backbone(config.backbone.name)
+    fill_sizes(config.backbone.name, config.data, config.crops)
     require_choice("--stage", stage, STAGES)
     require_choice("distill.target", config.distill.target, ("refiner", "teacher"))
     require_choice("distill.regions", config.distill.regions, REGIONS)

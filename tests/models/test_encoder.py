@@ -135,6 +135,12 @@ def test_every_parameter_said_to_train_gets_a_gradient(make_encoder: Maker, name
     assert everything - set(names) == (idle if name.startswith("eva") and mode != "full" else set())
 
 
+@pytest.mark.parametrize(("name", "trains"), [("clip_tiny16", False), ("evaclip_tiny16", True)])
+def test_the_projections_bias_trains_only_where_the_model_has_one(make_encoder: Maker, name: str, trains: bool) -> None:
+    assert ("head.bias" in trainable_parameters(make_encoder(name), "all")) == trains
+    assert "head.weight" in trainable_parameters(make_encoder(name), "all")
+
+
 @pytest.mark.parametrize("name", CLIP)
 def test_gradient_checkpointing_changes_nothing_for_clip(make_encoder: Maker, name: str) -> None:
     found = []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rsc_seg.errors import UserError
+from rsc_seg.ops import attention
 from rsc_seg.ops.attention import BACKENDS, attend, resolve_backend
 
 torch.set_num_threads(1)
@@ -125,3 +126,22 @@ def test_unknown_backend_names_all_and_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'xformers'") as e:
         resolve_backend("xformer", CPU, torch.float32)
     assert all(name in str(e.value) for name in BACKENDS)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_probe_call_has_gradients_in_every_mode_of_its_caller(
+    monkeypatch: pytest.MonkeyPatch, mode: type[torch.no_grad]
+) -> None:
+    """Its outcome is kept for good: a first call from inside no_grad must not count as a missing operator."""
+    seen = []
+
+    class Ops:
+        @staticmethod
+        def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            seen.append(q.requires_grad)
+            return attend(q, k, v, backend="eager")
+
+    monkeypatch.setattr(attention, "_xformers_ops", lambda: Ops)
+    with mode():
+        attention._probe_xformers(CPU, torch.float32)
+    assert seen == [True]

@@ -1,0 +1,197 @@
+"""CAUSE in one call: for every encoder and seed tokens, codebook, head, probes and scores; each stage is kept."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from rsc_seg.cause.official import CauseFiles, load_cause
+from rsc_seg.cause.scores import HEADLINE, SegmentationScores, over_seeds, write_class_csv
+from rsc_seg.cause.stages import whole_patches
+from rsc_seg.config import BackboneConfig, EvalCauseConfig, to_yaml
+from rsc_seg.errors import UserError
+from rsc_seg.files import atomic_write, sha256_of
+from rsc_seg.models.build import build_backbone
+from rsc_seg.pipelines.candidates import shortened, unique_names
+from rsc_seg.pipelines.cause_encoder import Candidate, EncoderRun, Measured, Trained
+from rsc_seg.pipelines.cause_plan import Plan, make_plan
+from rsc_seg.pipelines.cause_report import build_cause_report
+from rsc_seg.pipelines.cause_stages import StageResult
+from rsc_seg.pipelines.cause_text import protocol_lines
+from rsc_seg.pipelines.folder import command_line, environment, git_commit
+from rsc_seg.probe.suite import save_json
+from rsc_seg.training.cache import cache_key
+
+_log = logging.getLogger(__name__)
+UNTUNED = "untuned"
+
+
+def default_folder(config: EvalCauseConfig) -> Path:
+    """runs/cause_<backbone>_<dataset>_<head>_<probe gradient>[_full]."""
+    parts = ["cause", config.backbone.name, config.data.dataset, config.cause.head, config.cause.probe_grad]
+    return Path("runs") / "_".join([*parts, *(["full"] if config.score.full_image else [])])
+
+
+def _candidates(config: BackboneConfig, checkpoints: Sequence[Path], device: torch.device) -> list[Candidate]:
+    encoder, info = build_backbone(config, device)
+    found = [Candidate(UNTUNED, encoder, info, shortened(encoder, config))]
+    for path, name in zip(checkpoints, unique_names(checkpoints), strict=True):
+        if not path.is_file():
+            raise UserError(f"{path}: no such checkpoint.")
+        own = dataclasses.replace(config, weights=str(path), position_rule="auto", last_block="auto", depth=None)
+        tuned, facts = build_backbone(own, device)
+        alpha = facts.training.get("alpha")
+        note = "" if tuned.depth == encoder.depth else f"{tuned.depth} blocks, the untuned encoder has {encoder.depth}"
+        found.append(Candidate(name if alpha is None else f"{name}, alpha {alpha:g}", tuned, facts, note))
+    names = [c.name for c in found]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two encoders would be called '{twice}'; rename the checkpoint's file.")
+    return found
+
+
+def _measure(plan: Plan, candidate: Candidate) -> Measured:
+    """Trains and scores every seed of one encoder."""
+    run = EncoderRun(plan, candidate.encoder, candidate.name, plan.config.cause.head)
+    found = Measured(candidate, run.views.val)
+    for seed in plan.seeds:
+        trained, stages = run.train(dataclasses.replace(plan.options, seed=seed))
+        _score(run, trained, found, seed, stages)
+    return found
+
+
+def _score(
+    run: EncoderRun, trained: Trained, found: Measured, seed: Optional[int], stages: dict[str, StageResult]
+) -> None:
+    evaluation, file = run.score(trained, seed)
+    found.shown = evaluation if not found.seeds else found.shown
+    found.seeds.append(seed)
+    found.scores.append(evaluation.scores())
+    found.stages.append({**stages, "scores": file})
+
+
+def _seed_entry(seed: Optional[int], scores: dict[str, SegmentationScores], stages: dict[str, StageResult]) -> Any:
+    rows = {}
+    for row, found in scores.items():
+        rows[row] = {key: 100 * getattr(found, key) for key in HEADLINE}
+        if found.matching is not None:
+            rows[row] |= {"matching": found.matching, "dead_clusters": list(found.dead_clusters)}
+    files = {stage: {"file": result.path.name, **result.facts} for stage, result in stages.items()}
+    return {"seed": seed, "scores": rows, "stages": files}
+
+
+def _row(measured: Measured, first: Optional[dict[str, Any]]) -> dict[str, Any]:
+    """One encoder's numbers in percent: mean and spread over seeds, change from the first encoder, every seed."""
+    summary = {row: over_seeds([s[row] for s in measured.scores]) for row in measured.scores[0]}
+    delta = None
+    if first is not None:
+        means = {row: {key: summary[row][key]["mean"] - first[row][key]["mean"] for key in HEADLINE} for row in summary}
+        delta = means
+    entries = zip(measured.seeds, measured.scores, measured.stages, strict=True)
+    return {
+        "name": measured.candidate.name,
+        "note": measured.candidate.note,
+        "weights": dataclasses.asdict(measured.candidate.info),
+        "scores": summary,
+        "delta": delta,
+        "seeds": [_seed_entry(*entry) for entry in entries],
+    }
+
+
+def _class_rows(measured: Sequence[Measured]) -> dict[str, SegmentationScores]:
+    """Scores by `encoder / seed / row`, for the CSV file."""
+    found = {}
+    for m in measured:
+        for seed, scores in zip(m.seeds, m.scores, strict=True):
+            for row, values in scores.items():
+                found[" / ".join([m.candidate.name, *([] if seed is None else [f"seed {seed}"]), row])] = values
+    return found
+
+
+def _given(plan: Plan, candidate: Candidate, files: CauseFiles) -> Measured:
+    """Scores CAUSE weights that were trained elsewhere."""
+    side = whole_patches(plan.options.test_resolution, candidate.encoder.patch_size)
+    model, probe = load_cause(files, candidate.encoder.grid(side, side))
+    classes = len(plan.sets.val.data.classes)
+    if len(probe.cluster_probe) != classes:
+        raise UserError(
+            f"{files.cluster}: {len(probe.cluster_probe)} clusters do not fit the {classes} classes of "
+            f"{plan.sets.val.rule.title}; give files that were trained on this set."
+        )
+    if model.codes.shape[1] != candidate.encoder.out_dim:
+        raise UserError(
+            f"{files.segment}: made for tokens of width {model.codes.shape[1]}, those of {candidate.encoder.name} have "
+            f"{candidate.encoder.out_dim}; name the encoder that it was trained on (--backbone)."
+        )
+    _log.info("%s: a CAUSE-%s file", files.segment, model.kind.upper())
+    run = EncoderRun(plan, candidate.encoder, candidate.name, model.kind)
+    key = cache_key(files=[sha256_of(path) for path in _paths(files)])
+    found = Measured(candidate, run.views.val)
+    _score(run, Trained(model.to(plan.device), probe.to(plan.device), key), found, None, {})
+    return found
+
+
+def _paths(files: CauseFiles) -> list[Path]:
+    return [path for path in (files.segment, files.cluster, files.codebook) if path is not None]
+
+
+def _result(plan: Plan, measured: Sequence[Measured], given: Optional[CauseFiles]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for m in measured:
+        rows.append(_row(m, rows[0]["scores"] if rows else None))
+    config, val = plan.config, plan.sets.val
+    train = plan.sets.train
+    return {
+        "rows": rows,
+        "protocol": protocol_lines(plan, measured[0].candidate.encoder, _paths(given) if given else []),
+        "recipe": dataclasses.asdict(plan.options) if given is None else None,
+        "changed": list(plan.changed),
+        "cause_weights": [str(path) for path in _paths(given)] if given else None,
+        "crf": plan.crf,
+        "dataset": val.rule.title,
+        "classes": val.data.classes,
+        "val_images": len(val.data),
+        "train_images": None if train is None else len(train.data),
+        "image_lists": {"train": None if train is None else train.images, "val": val.images},
+        "data": config.data.root or config.data.dataset,
+        "command": command_line(),
+        "commit": git_commit(),
+        "environment": environment(),
+        "config": dataclasses.asdict(config),
+    }
+
+
+def run_cause(
+    config: EvalCauseConfig,
+    folder: Path,
+    *,
+    checkpoints: Sequence[Path] = (),
+    cause_weights: Optional[CauseFiles] = None,
+) -> tuple[dict[str, Any], Path]:
+    """Trains (or reads `cause_weights`) and scores; the untuned encoder first.
+
+    Writes cause.json, classes.csv, config.yaml and report.html into `folder`, and stages into the cache; returns the
+    result and the page's path. Everything that a user can get wrong raises UserError before the first stage begins,
+    where it can be known by then.
+    """
+    if cause_weights is not None and checkpoints:
+        raise UserError("--cause-weights belong to one encoder: name it by --weights, without --checkpoint.")
+    plan = make_plan(config, folder, trained=cause_weights is None)
+    candidates = _candidates(config.backbone, checkpoints, plan.device)
+    for candidate in (
+        candidates if cause_weights is None else ()
+    ):  # what does not fit is said before hours go into the first one
+        EncoderRun(plan, candidate.encoder, candidate.name, config.cause.head)
+    text = to_yaml(config)
+    atomic_write(folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
+    if cause_weights is None:
+        measured = [_measure(plan, candidate) for candidate in candidates]
+    else:
+        measured = [_given(plan, candidates[0], cause_weights)]
+    result = _result(plan, measured, cause_weights)
+    write_class_csv(folder / "classes.csv", plan.sets.val.data.classes, _class_rows(measured))
+    save_json(result, folder / "cause.json")
+    return result, build_cause_report(folder / "report.html", plan, result, measured)
