@@ -1,0 +1,1 @@
+"""Cat-Seg as a plain module: images and class names in, per-class maps out."""
