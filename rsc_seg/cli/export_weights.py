@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="a tuned encoder, .safetensors")
+    parser.add_argument("checkpoint", type=Path, help="a tuned encoder, .safetensors, or its hub folder")
     parser.add_argument("--to", choices=TARGETS, required=True, help="who shall load it")
     parser.add_argument("--output", type=Path, required=True, help="file (timm, open_clip) or folder (hub)")
     parser.add_argument("--backbone", help="default: as the sidecar says")

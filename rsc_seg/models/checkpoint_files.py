@@ -1,6 +1,7 @@
 """Weights files and hub folders read from disk: tensors only; of TorchScript archives, those that hold a CLIP."""
 
 import pickle
+import textwrap
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ def _load_torch(path: Path) -> Any:
     except (OSError, UserError):
         raise
     except Exception as e:  # the reader fails on bad bytes in more ways than it documents
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
+        reason = textwrap.shorten((str(e).strip() or type(e).__name__).splitlines()[0], 120, placeholder=" ...")
         raise UserError(f"{path}: damaged or truncated ({reason}); get the file again.") from e
 
 

@@ -4,6 +4,7 @@ import logging
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,21 +73,29 @@ def unreachable(address: str) -> str:
         return str(e)
 
 
-def _from_hub(repository: str) -> tuple[Path | None, str]:
-    """The hub's file, or the reason why it cannot be had."""
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, HUB_FILE, local_files_only=True)), ""
-    except (OSError, ValueError):
-        log.debug("%s is not in the hub's cache", repository)
+def from_hub(repository: str, names: Sequence[str], download: Callable[[], str]) -> tuple[Path | None, str]:
+    """The first of `names` in the hub's cached copy of `repository`, else what `download` fetches.
+
+    Otherwise None and the reason why the file cannot be had, within seconds.
+    """
+    for name in names:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=True)), ""
+        except (OSError, ValueError):
+            log.debug("%s of %s is not in the hub's cache", name, repository)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return None, "HF_HUB_OFFLINE is set"
     reason = unreachable(huggingface_hub.constants.ENDPOINT)
     if reason:
         return None, f"{huggingface_hub.constants.ENDPOINT} is unreachable: {reason}"
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, HUB_FILE, etag_timeout=CONNECT_SECONDS)), ""
+        return Path(download()), ""
     except Exception as e:  # the errors of the hub's client and of its transport share no base class
         return None, (str(e).strip() or type(e).__name__).splitlines()[0]
+
+
+def _download(repository: str) -> str:
+    return str(huggingface_hub.hf_hub_download(repository, HUB_FILE, etag_timeout=CONNECT_SECONDS))
 
 
 def _how_to_fetch(row: BackboneRow, release: Release, local: Path | None) -> str:
@@ -112,7 +121,7 @@ def find_official(row: BackboneRow) -> Path:
     if local is not None and local.is_file():
         log.info("official weights of %s: %s", row.name, local)
         return local
-    found, reason = _from_hub(release.hub)
+    found, reason = from_hub(release.hub, (HUB_FILE,), lambda: _download(release.hub))
     if found is None:
         raise UserError(
             f"official weights of {row.name} are not on this machine and cannot be fetched ({reason}): "

@@ -34,21 +34,26 @@ _BLOCK = re.compile(r"^blocks\.(\d+)\.(.+)\.(weight|bias)$")
 def open_clip_config(row: BackboneRow, depth: int) -> dict[str, Any]:
     """open_clip's model configuration of `row` with its first `depth` blocks; UserError where there is none.
 
-    EVA's tower is a timm model inside open_clip, whose depth cannot be told it.
+    EVA's tower is a timm model inside open_clip, which knows that model by its name alone.
     """
     if row.joint_dim is None:
         raise UserError(f"{row.name} has no text tower, so it is no CLIP: export it for timm.")
     eva = row.timm_id.startswith("eva")
     if eva and depth != row.depth:
-        raise UserError(f"{row.name} with {depth} of {row.depth} blocks: open_clip builds EVA whole only.")
+        raise UserError(
+            f"{row.name} with {depth} of {row.depth} blocks: open_clip builds EVA whole only; export it for timm."
+        )
+    if eva and row.timm_args:
+        raise UserError(
+            f"{row.name}: open_clip builds EVA by timm's name alone and cannot be told {', '.join(row.timm_args)}; "
+            "export it for timm."
+        )
     if row.text_id:
         config = copy.deepcopy(open_clip.get_model_config(row.text_id))
     else:
         text = text_shape(row)
         vision: dict[str, Any] = {"image_size": row.native_size, "patch_size": row.patch_size, "width": row.embed_dim}
         vision["head_width"] = row.embed_dim // row.timm_args["num_heads"]
-        if eva:
-            vision = {"image_size": row.native_size, "timm_model_name": row.timm_id, "timm_pool": "token"}
         config = {
             "embed_dim": row.joint_dim,
             "quick_gelu": row.activation == "quick_gelu",
@@ -96,7 +101,7 @@ def whole_clip(
     Checked against open_clip's own model, key by key and shape by shape; ValueError when they differ.
     """
     config = open_clip_config(row, depth)
-    custom = bool(config.pop("custom_text", row.timm_id.startswith("eva")))
+    custom = bool(config.pop("custom_text", False))
     inside = dict(text) if custom else {key.removeprefix("text."): value for key, value in text.items()}
     state = {**visual_state(image, row), **inside}
     with torch.device("meta"):

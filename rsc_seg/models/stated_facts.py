@@ -1,7 +1,7 @@
 """What a weights file or the config beside it says about how its weights must be run, against the registry row."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -13,10 +13,8 @@ from rsc_seg.models.checkpoint_files import OPEN_CLIP_FILES, TRANSFORMERS_FILES,
 from rsc_seg.models.official_weights import release_row
 from rsc_seg.models.registry import BackboneRow
 from rsc_seg.models.weight_formats import matching_backbones
+from rsc_seg.models.weights_info import Triple, other_normalisation, triple
 
-Triple = tuple[float, float, float]
-# Published configs round to three digits; the means of ImageNet and CLIP differ by more
-TOLERANCE = 6e-4
 # What transformers assumes for a CLIP whose config does not say
 _TRANSFORMERS_ACTIVATION = "quick_gelu"
 
@@ -29,12 +27,6 @@ class StatedFacts:
     activation: Optional[str] = None  # gelu | quick_gelu | swiglu, or another name as it stands in the config
     mean: Optional[Triple] = None
     std: Optional[Triple] = None
-
-
-def _triple(value: Any) -> Optional[Triple]:
-    if isinstance(value, Sequence) and len(value) == 3 and all(isinstance(v, (int, float)) for v in value):
-        return float(value[0]), float(value[1]), float(value[2])
-    return None
 
 
 def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -68,7 +60,7 @@ def _open_clip(file: Path) -> Optional[StatedFacts]:
     name = _section(model, "vision_cfg").get("timm_model_name")
     own = "quick_gelu" if model.get("quick_gelu") else "gelu"
     activation = _timm_activation(name) if isinstance(name, str) else own
-    return StatedFacts(str(config), activation, _triple(images.get("mean")), _triple(images.get("std")))
+    return StatedFacts(str(config), activation, triple(images.get("mean")), triple(images.get("std")))
 
 
 def _transformers_or_timm(file: Path) -> Optional[StatedFacts]:
@@ -77,7 +69,7 @@ def _transformers_or_timm(file: Path) -> Optional[StatedFacts]:
     if isinstance(values.get("architecture"), str):
         images = _section(values, "pretrained_cfg")
         activation = _timm_activation(values["architecture"])
-        return StatedFacts(str(config), activation, _triple(images.get("mean")), _triple(images.get("std")))
+        return StatedFacts(str(config), activation, triple(images.get("mean")), triple(images.get("std")))
     if values.get("model_type") not in ("clip", "clip_vision_model"):
         return None
     vision = values
@@ -87,8 +79,8 @@ def _transformers_or_timm(file: Path) -> Optional[StatedFacts]:
     return StatedFacts(
         str(config),
         str(vision.get("hidden_act", _TRANSFORMERS_ACTIVATION)),
-        _triple(images.get("image_mean")),
-        _triple(images.get("image_std")),
+        triple(images.get("image_mean")),
+        triple(images.get("image_std")),
     )
 
 
@@ -109,11 +101,6 @@ def stated_facts(file: Path) -> Optional[StatedFacts]:
     return None if row is None else StatedFacts(f"its name, that of the release of {row.name},", row.activation)
 
 
-def close(a: Triple, b: Triple) -> bool:
-    """Whether two means or deviations are the same up to the rounding of published configs."""
-    return all(abs(x - y) < TOLERANCE for x, y in zip(a, b, strict=True))
-
-
 def check_stated(facts: Optional[StatedFacts], state: Mapping[str, Tensor], row: BackboneRow, file: Path) -> None:
     """UserError when the weights of `file` (`state`, in timm's names) are to be run otherwise than `row` runs.
 
@@ -128,9 +115,10 @@ def check_stated(facts: Optional[StatedFacts], state: Mapping[str, Tensor], row:
             f"{file}: these weights belong to activation '{facts.activation}' ({facts.source} says so), "
             f"backbone '{row.name}' runs '{row.activation}': {advice}."
         )
-    for key, stated, known in (("mean", facts.mean, row.mean), ("std", facts.std, row.std)):
-        if stated is not None and not close(stated, known):
-            raise UserError(
-                f"{file}: {facts.source} normalises images with {key} {stated}, backbone '{row.name}' with {known}: "
-                "choose the backbone that the weights belong to."
-            )
+    other = other_normalisation(facts.mean, facts.std, row)
+    if other is not None:
+        key, stated, known = other
+        raise UserError(
+            f"{file}: {facts.source} normalises images with {key} {stated}, backbone '{row.name}' with {known}: "
+            "choose the backbone that the weights belong to."
+        )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import open_clip
@@ -12,37 +13,17 @@ from torch import Tensor
 from rsc_seg.errors import UserError, suggestion
 from rsc_seg.models.checkpoint_files import OPEN_CLIP_FILES, read_checkpoint, weights_file
 from rsc_seg.models.clip_formats import text_state
-from rsc_seg.models.official_weights import torch_hub_file, unreachable
+from rsc_seg.models.official_weights import from_hub, torch_hub_file
 from rsc_seg.models.registry import REGISTRY, BackboneRow, find_backbone
 from rsc_seg.models.stated_facts import stated_facts
 from rsc_seg.models.text import TextShape, TextTower, text_shape
+from rsc_seg.models.weight_formats import check_shapes, to_timm_names
+from rsc_seg.models.weights_info import read_sidecar
 
 log = logging.getLogger(__name__)
 
 NAMED = ("official", "none")
 _LOGIT_SCALE = "logit_scale"
-
-
-def _cached(repository: str) -> Path | None:
-    for name in OPEN_CLIP_FILES:  # as open_clip's loader looks for them
-        try:
-            return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=True))
-        except (OSError, ValueError):
-            log.debug("%s of %s is not in the hub's cache", name, repository)
-    return None
-
-
-def _fetch(release: Mapping[str, object]) -> tuple[Path | None, str]:
-    """The file by open_clip's own loader, or the reason why it cannot be had; its retries would last half a minute."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return None, "HF_HUB_OFFLINE is set"
-    reason = unreachable(huggingface_hub.constants.ENDPOINT)
-    if reason:
-        return None, f"{huggingface_hub.constants.ENDPOINT} is unreachable: {reason}"
-    try:
-        return Path(open_clip.download_pretrained(dict(release))), ""
-    except Exception as e:  # the errors of the hub's client and of its transport share no base class
-        return None, (str(e).strip() or type(e).__name__).splitlines()[0]
 
 
 def find_official_text(row: BackboneRow) -> Path:
@@ -56,9 +37,11 @@ def find_official_text(row: BackboneRow) -> Path:
         raise UserError(f"backbone '{row.name}' has no official text weights; use 'none' or a file.")
     repository = str(release["hf_hub"]).strip("/")
     local = torch_hub_file(row)
-    found, reason = (local if local is not None and local.is_file() else _cached(repository)), ""
-    if found is None:
-        found, reason = _fetch(release)
+    if local is not None and local.is_file():
+        log.info("text weights of %s: %s", row.name, local)
+        return local
+    # open_clip's own loader, which looks for these names in the same order
+    found, reason = from_hub(repository, OPEN_CLIP_FILES, lambda: open_clip.download_pretrained(dict(release)))
     if found is None:
         raise UserError(
             f"text weights of {row.name} are not on this machine and cannot be fetched ({reason}): download "
@@ -101,11 +84,14 @@ def fit_text_state(state: Mapping[str, Tensor], shape: TextShape, where: str) ->
     return {key if key == _LOGIT_SCALE else f"text.{key}": value for key, value in result.items()}
 
 
-def _check_activation(file: Path, row: BackboneRow) -> None:
-    """A text tower's activation is that of its CLIP: where the file tells it, it must be the row's."""
-    facts = stated_facts(file)
+def _tells_activation(file: Path, row: BackboneRow) -> bool:
+    """Whether the sidecar, the file or a config beside it tells the activation, which must then be the row's.
+
+    A text tower's activation is that of its CLIP.
+    """
+    facts, info = stated_facts(file), read_sidecar(file, row)
     if facts is None or facts.activation in (None, row.activation):
-        return
+        return info is not None or (facts is not None and facts.activation is not None)
     fits = [r.name for r in REGISTRY.values() if (r.joint_dim, r.activation) == (row.joint_dim, facts.activation)]
     advice = f"choose {' or '.join(fits[:4])}" if fits else "no known backbone runs it"
     raise UserError(
@@ -114,14 +100,35 @@ def _check_activation(file: Path, row: BackboneRow) -> None:
     )
 
 
-def _read_text(path: Path, row: BackboneRow, shape: TextShape) -> dict[str, Tensor]:
-    _check_activation(weights_file(path), row)
-    state = text_state(read_checkpoint(path), str(path))
+def _check_image_tower(content: Any, row: BackboneRow, where: str) -> bool:
+    """Whether the file holds an image tower, which must then be the row's: text towers of several CLIPs look alike."""
+    state = to_timm_names(content, where)
+    if "cls_token" not in state:
+        return False
+    check_shapes(state, row, where)
+    return True
+
+
+def _read_text(path: Path, row: BackboneRow, shape: TextShape, *, official: bool) -> dict[str, Tensor]:
+    path = weights_file(path)
+    told = _tells_activation(path, row)
+    content = read_checkpoint(path)
+    state = text_state(content, str(path))
     if state is None:
         raise UserError(
             f"{path}: holds no text tower: give the file of the whole CLIP that this encoder comes from, or 'official'."
         )
-    return fit_text_state(state, shape, str(path))
+    fitted = fit_text_state(state, shape, str(path))
+    has_image = _check_image_tower(content, row, str(path))
+    # the text towers beside SwiGLU image towers, which shapes do show, are all GELU
+    if not (told or official or (has_image and row.activation == "swiglu")):
+        log.warning(
+            "%s: nothing tells the activation of its text tower (which shapes cannot show); '%s' is taken, as %s has",
+            path,
+            shape.activation,
+            row.name,
+        )
+    return fitted
 
 
 def build_text_tower(
@@ -132,7 +139,7 @@ def build_text_tower(
     `weights` is `official` (open_clip's release), `none` (random from `seed`, with a loud warning; the global random
     state is left as it was) or a file of a whole CLIP. No image tower is built. To tune it, set `requires_grad` on the
     parameters of `tower.text`. Raises UserError for a backbone without text, and weights that cannot be had or do not
-    fit.
+    fit: among them files whose sidecar, activation or image tower is another CLIP's than `name`.
     """
     row = find_backbone(name)
     shape = text_shape(row)
@@ -147,5 +154,5 @@ def build_text_tower(
             raise UserError(
                 f"text weights '{weights}': neither {', '.join(NAMED)} nor a file.{suggestion(str(weights), NAMED)}"
             )
-        tower.load_state_dict(_read_text(path, row, shape), strict=True)
+        tower.load_state_dict(_read_text(path, row, shape, official=weights == "official"), strict=True)
     return tower.to(device).eval().requires_grad_(False)

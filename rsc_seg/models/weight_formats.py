@@ -13,7 +13,15 @@ from rsc_seg.models.clip_formats import clip_image_state
 from rsc_seg.models.registry import REGISTRY, BackboneRow
 from rsc_seg.models.trunk import create_trunk
 
-__all__ = ["count_blocks", "fit_state", "keep_blocks", "matching_backbones", "read_checkpoint", "to_timm_names"]
+__all__ = [
+    "check_shapes",
+    "count_blocks",
+    "fit_state",
+    "keep_blocks",
+    "matching_backbones",
+    "read_checkpoint",
+    "to_timm_names",
+]
 
 # DINOv2 trains with blocks.<chunk>.<block>., the block counted over all chunks
 _CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")
@@ -161,6 +169,12 @@ def _refuse(held: Mapping[str, Tensor], state: Mapping[str, Tensor], row: Backbo
     parts += [f"has unknown {_few(unknown)}"] if unknown else []
     parts += [_few([f"{key} is {tuple(held[key].shape)}, must be {wanted[key]}" for key in wrong])] if wrong else []
     raise UserError(f"{where}: not weights of {row.name}: {'; '.join(parts)}; {_advice(state)}.")
+
+
+def check_shapes(state: Mapping[str, Tensor], row: BackboneRow, where: str) -> None:
+    """UserError beginning with `where` when a state dict in timm's names is not `row`, or its first blocks."""
+    depth = min(max(count_blocks(state), 1), row.depth)
+    _refuse(_of_kind(state, row), state, row, depth, where)
 
 
 def fit_state(state: Mapping[str, Tensor], row: BackboneRow, depth: int, where: str) -> dict[str, Tensor]:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from rsc_seg.errors import UserError
 from rsc_seg.models.registry import REGISTRY, BackboneRow
@@ -13,15 +13,31 @@ from rsc_seg.ops.position import POSITION_RULES
 
 LAST_BLOCKS = ("full", "value", "catseg")
 _TYPES: Mapping[str, type] = {"depth": int, "training": dict, "mean": list, "std": list}
-# A sidecar may have been written by hand, with rounded numbers
-_TOLERANCE = 1e-4
+Triple = tuple[float, float, float]
+# Published configs round to three digits; the means of ImageNet and CLIP differ by more
+TOLERANCE = 6e-4
 
 
-def _triple(values: Mapping[str, Any], name: str, where: str) -> tuple[float, float, float]:
-    numbers = values[name]
-    if len(numbers) != 3 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers):
-        raise UserError(f"{where}: '{name}' is {numbers!r}, three numbers are needed.")
-    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+def triple(value: Any) -> Optional[Triple]:
+    """Three numbers as floats; None for anything else."""
+    if not isinstance(value, Sequence) or len(value) != 3:
+        return None
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+        return None
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def other_normalisation(
+    mean: Optional[Triple], std: Optional[Triple], row: BackboneRow
+) -> Optional[tuple[str, Triple, Triple]]:
+    """`mean` or `std`, the value held and that of `row`, where they differ by more than published configs round.
+
+    None where they agree or nothing is said.
+    """
+    for key, held, known in (("mean", mean, row.mean), ("std", std, row.std)):
+        if held is not None and not all(abs(a - b) < TOLERANCE for a, b in zip(held, known, strict=True)):
+            return key, held, known
+    return None
 
 
 @dataclass(frozen=True)
@@ -35,8 +51,8 @@ class WeightsInfo:
     last_block: str
     source: str  # official | demo | none | file name and the beginning of its SHA-256
     licence: str
-    mean: tuple[float, float, float]  # of the images' normalisation, for values from 0 to 1
-    std: tuple[float, float, float]
+    mean: Triple  # of the images' normalisation, for values from 0 to 1
+    std: Triple
     note: str = ""  # a sentence to be shown wherever numbers of these weights stand
     training: Mapping[str, Any] = field(default_factory=dict, hash=False)  # data, commit, command, alpha, seed
 
@@ -68,7 +84,11 @@ class WeightsInfo:
             if name in known and (not isinstance(value, wanted) or isinstance(value, bool)):
                 raise UserError(f"{where}: '{name}' is {value!r}, a {wanted.__name__} is needed; {advice}")
         kept = {name: value for name, value in values.items() if name in known}
-        return cls(**{**kept, "mean": _triple(values, "mean", where), "std": _triple(values, "std", where)})
+        for name in ("mean", "std"):
+            kept[name] = triple(values[name])
+            if kept[name] is None:
+                raise UserError(f"{where}: '{name}' is {values[name]!r}, three numbers are needed.")
+        return cls(**kept)
 
 
 def sidecar_path(path: Path) -> Path:
@@ -102,19 +122,19 @@ def _check_row(info: WeightsInfo, row: BackboneRow, path: Path) -> None:
             f"{path}: these weights were trained with activation '{info.activation}', backbone '{row.name}' runs "
             f"'{row.activation}': choose the backbone that they belong to."
         )
-    for key, held, known in (("mean", info.mean, row.mean), ("std", info.std, row.std)):
-        if any(abs(a - b) > _TOLERANCE for a, b in zip(held, known, strict=True)):
-            raise UserError(
-                f"{path}: these weights were trained on images normalised with {key} {list(held)}, backbone "
-                f"'{row.name}' takes {list(known)}: choose the backbone that they belong to."
-            )
+    other = other_normalisation(info.mean, info.std, row)
+    if other is not None:
+        key, held, known = other
+        raise UserError(
+            f"{path}: these weights were trained on images normalised with {key} {list(held)}, backbone "
+            f"'{row.name}' takes {list(known)}: choose the backbone that they belong to."
+        )
 
 
-def read_sidecar(path: Path, row: BackboneRow) -> WeightsInfo | None:
-    """The sidecar of the weights file `path`, or None without one.
+def stored_info(path: Path) -> WeightsInfo | None:
+    """What the sidecar of the weights file `path` says, not judged; None without one.
 
-    Raises UserError when it was written for another backbone, activation or normalisation than `row`'s, or names an
-    unknown rule.
+    Raises UserError for a sidecar that cannot be read.
     """
     beside = sidecar_path(path)
     if beside == path or not beside.is_file():
@@ -123,7 +143,18 @@ def read_sidecar(path: Path, row: BackboneRow) -> WeightsInfo | None:
         text = beside.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{beside}: the sidecar of {path.name} cannot be read ({e}).") from e
-    info = WeightsInfo.from_json(text, where=str(beside))
+    return WeightsInfo.from_json(text, where=str(beside))
+
+
+def read_sidecar(path: Path, row: BackboneRow) -> WeightsInfo | None:
+    """The sidecar of the weights file `path`, or None without one.
+
+    Raises UserError when it was written for another backbone, activation or normalisation than `row`'s, or names an
+    unknown rule.
+    """
+    beside, info = sidecar_path(path), stored_info(path)
+    if info is None:
+        return None
     _check_row(info, row, path)
     for key, value, known in (
         ("position_rule", info.position_rule, POSITION_RULES),

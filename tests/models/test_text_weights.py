@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rsc_seg.errors import UserError
-from rsc_seg.models import text_weights
+from rsc_seg.models import official_weights
 from rsc_seg.models.checkpoint_files import OPEN_CLIP_FILES
 from rsc_seg.models.registry import REGISTRY
 from rsc_seg.models.text import TextTower, text_shape
 from rsc_seg.models.text_weights import build_text_tower, find_official_text, fit_text_state
+from rsc_seg.models.weights import random_state
+from rsc_seg.models.weights_info import info_of_row
 
 TINY = text_shape(REGISTRY["clip_tiny16"])
 OFFICIAL = [row for row in REGISTRY.values() if row.text_id]
@@ -123,6 +125,59 @@ def test_a_hub_folder_is_loaded_and_its_activation_kept(tmp_path: Path) -> None:
         build_text_tower("laion_tiny16", tmp_path)
 
 
+def test_the_sidecar_beside_a_whole_clip_is_heeded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(whole_clip(custom=False).state_dict(), tmp_path / "clip.pt")
+    info = info_of_row(REGISTRY["clip_tiny16"], depth=4, source="none", licence="none")
+    (tmp_path / "clip.json").write_text(info.to_json(), encoding="utf-8")
+    for name in ("laion_tiny16", "evaclip_tiny16"):
+        with pytest.raises(UserError, match=f"weights of backbone 'clip_tiny16', not of '{name}'"):
+            build_text_tower(name, tmp_path / "clip.pt")
+    with caplog.at_level(logging.WARNING):
+        build_text_tower("clip_tiny16", tmp_path / "clip.pt")
+    assert not caplog.records
+    (tmp_path / "clip.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"clip\.json: the sidecar of clip\.pt cannot be read"):
+        build_text_tower("clip_tiny16", tmp_path / "clip.pt")
+
+
+def test_an_image_tower_in_the_file_must_be_the_rows(tmp_path: Path) -> None:
+    state = whole_clip(custom=False).state_dict()
+    torch.save(state, tmp_path / "clip.pt")
+    with pytest.raises(UserError, match=r"clip\.pt: not weights of evaclip_tiny16: .*clip_tiny16 or laion_tiny16"):
+        build_text_tower("evaclip_tiny16", tmp_path / "clip.pt")
+    grown = torch.cat([state["visual.positional_embedding"], torch.zeros(20, 64)])
+    torch.save({**state, "visual.positional_embedding": grown}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt: its position embeddings are those of a grid of 6x6 patches"):
+        build_text_tower("clip_tiny16", tmp_path / "other.pt")
+    fewer = {key: value for key, value in state.items() if "visual.transformer.resblocks.3" not in key}
+    torch.save(fewer, tmp_path / "fewer.pt")  # a tower exported with its first blocks only is the row's
+    build_text_tower("clip_tiny16", tmp_path / "fewer.pt")
+
+
+def test_an_activation_that_nothing_tells_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(whole_clip(custom=False).state_dict(), tmp_path / "clip.pt")
+    torch.save({key: value for key, value in plain_state().items()}, tmp_path / "text.pt")
+    for name, file in (("clip_tiny16", "clip.pt"), ("laion_tiny16", "clip.pt"), ("evaclip_tiny16", "text.pt")):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            activation = build_text_tower(name, tmp_path / file).shape.activation
+        said = f"{tmp_path / file}: nothing tells the activation of its text tower (which shapes cannot show); "
+        assert [r.getMessage() for r in caplog.records if "activation" in r.getMessage()] == [
+            f"{said}'{activation}' is taken, as {name} has"
+        ]
+
+
+def test_eva_shows_its_kind_by_its_image_tower(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = {f"visual.{key}": value for key, value in random_state(REGISTRY["evaclip_tiny16"]).items()}
+    text = {f"text.{key}": value for key, value in plain_state().items() if key != "logit_scale"}
+    torch.save({**image, **text, "logit_scale": torch.tensor(4.6)}, tmp_path / "eva.pt")
+    with caplog.at_level(logging.WARNING):
+        made = build_text_tower("evaclip_tiny16", tmp_path / "eva.pt")
+    assert not [r for r in caplog.records if "activation" in r.getMessage()] and made.shape.activation == "gelu"
+    with pytest.raises(UserError, match="not weights of clip_tiny16: .*it fits --backbone evaclip_tiny16"):
+        build_text_tower("clip_tiny16", tmp_path / "eva.pt")
+
+
 def test_a_file_without_text_is_refused(tmp_path: Path) -> None:
     torch.save({"visual.class_embedding": torch.zeros(4)}, tmp_path / "image.pt")
     with pytest.raises(UserError, match=r"image\.pt: holds no text tower: give the file of the whole CLIP"):
@@ -186,19 +241,19 @@ def test_without_a_network_it_ends_within_seconds(monkeypatch: pytest.MonkeyPatc
 
 def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(text_weights, "unreachable", lambda address: pytest.fail("asked the network"))
+    monkeypatch.setattr(official_weights, "unreachable", lambda address: pytest.fail("asked the network"))
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
         find_official_text(REGISTRY["evaclip_vitb16"])
 
 
 def test_a_hub_that_refuses_after_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(text_weights, "unreachable", lambda address: "")
+    monkeypatch.setattr(official_weights, "unreachable", lambda address: "")
 
     def refuse(release: dict[str, object]) -> str:
         assert release["hf_hub"] == "apple/DFN2B-CLIP-ViT-B-16/"
         raise FileNotFoundError("no such repository\nsecond line")
 
-    monkeypatch.setattr(text_weights.open_clip, "download_pretrained", refuse)
+    monkeypatch.setattr(open_clip, "download_pretrained", refuse)
     with pytest.raises(UserError, match=r"cannot be fetched \(no such repository\): download"):
         find_official_text(REGISTRY["dfn_vitb16"])

@@ -1,6 +1,7 @@
 """Checkpoint files of several origins give the same state dict, or one clear line."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,19 @@ def test_truncated_files(suffix: str, keep: float, tmp_path: Path) -> None:
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * keep)])
     refusal(TINY, file)
+
+
+def test_a_long_reason_ends_with_a_word(tmp_path: Path) -> None:
+    torch.save(random_state(TINY), tmp_path / "x.pt")
+    data = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(data[: len(data) // 2])
+    found = re.search(r"damaged or truncated \((.*)\); get the file again\.$", refusal(TINY, tmp_path / "x.pt"))
+    assert found is not None and len(found[1]) <= 120
+    with pytest.raises(RuntimeError) as caught:
+        torch.load(tmp_path / "x.pt", weights_only=True)
+    whole = str(caught.value).splitlines()[0]
+    kept = found[1].removesuffix(" ...")
+    assert whole.startswith(kept) and whole[len(kept) : len(kept) + 1] in ("", " ")
 
 
 @pytest.mark.parametrize("content", [b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\n", bytes(99)])

@@ -82,8 +82,12 @@ def test_sidecar_with_another_normalisation(tmp_path: Path) -> None:
     save(file, replace(info_for(TINY), std=CLIP.std))
     with pytest.raises(UserError, match=r"normalised with std \[0\.26.*backbone 'dinov2_tiny14' takes \[0\.229, "):
         resolve_weights(TINY, str(file))
-    save(file, replace(info_for(TINY), std=(0.22901, 0.224, 0.225)))
-    assert resolve_weights(TINY, str(file))[1].std == (0.22901, 0.224, 0.225)
+    for std in ((0.2295, 0.224, 0.225), (0.22901, 0.224, 0.225)):  # rounded, as published configs are
+        save(file, replace(info_for(TINY), std=std))
+        assert resolve_weights(TINY, str(file))[1].std == std
+    save(file, replace(info_for(TINY), std=(float("nan"), 0.224, 0.225)))
+    with pytest.raises(UserError, match="normalised with std"):
+        resolve_weights(TINY, str(file))
 
 
 @pytest.mark.parametrize("row", [TINY, TINY_REG, CLIP, EVA], ids=lambda row: row.name)
