@@ -1,11 +1,9 @@
 """The encoders of a comparison: the untuned one, its controls, and what a run made of it."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
 
 import torch
 from jaxtyping import Float
@@ -17,7 +15,7 @@ from rsc_seg.models.build import build_backbone
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.refiner_file import load_refiner
-from rsc_seg.models.weights_info import WeightsInfo, sidecar_path
+from rsc_seg.models.weights_info import WeightsInfo
 from rsc_seg.probe.suite import ProbeRow
 
 UNTUNED = "untuned, last layer"
@@ -59,21 +57,14 @@ def refiner_candidate(encoder: DenseEncoder, refiner: Refiner, device: torch.dev
     )
 
 
-def _alpha(path: Path) -> Optional[float]:
-    sidecar = sidecar_path(path)
-    return (
-        json.loads(sidecar.read_text(encoding="utf-8")).get("training", {}).get("alpha") if sidecar.is_file() else None
-    )
-
-
 def checkpoint_candidate(path: Path, name: str, config: BackboneConfig, device: torch.device) -> ProbeRow:
     """A tuned encoder from a file, checked against the backbone of `config`; its blend stands in its name."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint.")
-    encoder, _ = build_backbone(
+    encoder, info = build_backbone(
         dataclasses.replace(config, weights=str(path), position_rule="auto", last_block="auto", depth=None), device
     )
-    alpha = _alpha(path)
+    alpha = info.training.get("alpha")
     return encoder_candidate(name if alpha is None else f"{name}, alpha {alpha:g}", encoder, device)
 
 
