@@ -9,14 +9,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rsc_seg.cli.make_scenes import main as make_scenes
 from rsc_seg.cli.rscv_finetune import main
 from rsc_seg.config import BackboneConfig
 from rsc_seg.models.build import build_backbone
 from rsc_seg.models.registry import find_backbone
-from tests.training.helpers import furthest, write_pictures
+from tests.training.helpers import furthest
 
 torch.set_num_threads(1)
-SMALL = ["--weights", "none", "--device", "cpu", "data.kind=folder", "data.workers=0", "data.image_size=[64,96]"]
+SMALL = [
+    "--weights",
+    "none",
+    "--device",
+    "cpu",
+    "data.kind=scenes",
+    "data.limit=4",
+    "data.workers=0",
+    "data.image_size=[64,96]",
+]
 SMALL += ["crops.size=[32,48]", "crops.per_image=2", "crops.bank=3", "distill.boxes=2", "distill.regions=both"]
 SMALL += ["refiner.hidden=16", "refine.optim.batch_size=2", "refine.optim.max_steps=3", "run.save_every=2"]
 SMALL += ["distill.optim.batch_size=2", "distill.optim.max_steps=3", "distill.optim.lr=1e-3", "distill.control=true"]
@@ -27,7 +37,11 @@ WEIGHTS = ("refiner", "student", "student_alpha1")  # not the control: its first
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data") / "pictures", 4)
+    """The embedded set, small."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    sizes = ["--train", "2", "--val", "1", "--size", "240x180", "--layouts", "plain"]
+    assert make_scenes(["--output", str(folder), *sizes]) == 0
+    return folder
 
 
 @pytest.fixture(scope="module", params=NAMES)
