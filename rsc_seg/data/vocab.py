@@ -12,13 +12,18 @@ from rsc_seg.errors import UserError, suggestion
 
 VOCABULARIES = (
     "ade20k_150",
+    "ade20k_847",
     "cityscapes",
     "cityscapes_19",
     "cityscapes_27",
     "coco_panoptic_133",
     "coco_stuff_171",
     "coco_stuff_27",
+    "pascal_context_459",
+    "pascal_context_59",
     "pascal_voc_21",
+    "voc_20",
+    "voc_20b",
 )
 
 
@@ -27,8 +32,9 @@ class VocabClass:
     """One class: `id` as the official label files hold it, and whatever else the list knows about it in `extra`.
 
     Keys of `extra`: isthing, supercategory, color (COCO panoptic); isthing (COCO-Stuff); isthing, fine_ids (its 27
-    coarse classes); isthing, synonyms (ADE20K); train_id, category, has_instances, color (Cityscapes); label_id, color
-    (its 19 and 27 classes); color (PASCAL VOC).
+    coarse classes); isthing, synonyms (ADE20K; of its 847 classes synonyms only); train_id, category, has_instances,
+    color (Cityscapes); label_id, color (its 19 and 27 classes); color (PASCAL VOC); background (voc_20b). First names
+    are unique but for ade20k_847, whose 847 classes have 837 of them.
     """
 
     id: int
@@ -85,3 +91,11 @@ def load(name: str) -> Vocabulary:
         extra = {k: v for k, v in row.items() if k not in ("id", "name")}
         classes.append(VocabClass(row["id"], row["name"], MappingProxyType(extra)))
     return Vocabulary(name, data["title"], tuple(classes))
+
+
+@functools.cache
+def pascal_context_val() -> tuple[str, ...]:
+    """Names, without ending, of the 5104 images on which PASCAL-Context is evaluated, sorted."""
+    text = resources.files("rsc_seg.data").joinpath("vocab", "pascal_context_val.json").read_text(encoding="utf-8")
+    years = json.loads(text)["years"]
+    return tuple(f"{year}_{number:06d}" for year, numbers in years.items() for number in numbers)
