@@ -6,10 +6,11 @@
 
 DIR is a checkout of the official code, which is imported and run on the CPU as it is: `train()` of train_mediator,
 train_front_door_* and fine_tuning_*, with its own ViT-S/14 at random weights, on random images and labels. Ours is the
-loop of rsc_seg.cause.stages on the same views' tokens, held in memory as a cache would give them, at the same batch,
-and in step 3 with `released` gradients, which is the official work, and with `detached` ones. Both use float32 (the
-official autocast does nothing on a CPU). The first iteration of each block is left out. --no-backbone gives the
-official loop its tokens for nothing, so that only the steps themselves are compared.
+loop of rsc_seg.cause.stages on made-up tokens of ten kinds (those of random weights hardly differ), held in memory as a
+cache would give them, with the same labels, batch, grid and codebook; in steps 2 and 3 with `released` gradients, which
+is the official work, and with `detached` ones. Both use float32 (the official autocast does nothing on a CPU). The
+first iteration of each block is left out. --no-backbone hands the official loop the very same tokens for nothing, so
+that only the steps themselves are compared, on equal input.
 """
 
 import argparse

@@ -291,34 +291,51 @@ def _explain(error: Exception, where: str, schema: Any) -> UserError:
     return UserError(f"{where}: option '{key}': {text}" if key else f"{where}: {text}")
 
 
+def _plain(value: Any) -> Any:
+    """A value that stands for itself: `${` in a text is no reference to another option."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _with_file(merged: Any, path: str | Path, schema: Any) -> Any:
+    """A configuration with a YAML file's values in it."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such config file.")
+    try:
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise UserError(f"{path}: a config file holds sections with options (backbone: ...), this one does not.")
+        return OmegaConf.merge(merged, loaded)
+    except (OmegaConfBaseException, ValueError, OSError) as e:
+        raise _explain(e, str(path), schema) from e
+    except UserError:
+        raise
+    except Exception as e:  # the YAML reader's own errors share no base class that we may import
+        raise UserError(f"{path}: not readable as YAML: {str(e).splitlines()[0]}") from e
+
+
 def load_config(
     schema: type[T],
     path: Optional[str | Path] = None,
     overrides: Optional[list[str]] = None,
     *,
     base: Optional[dict[str, Any]] = None,
+    named: Optional[dict[str, Any]] = None,
 ) -> T:
-    """Defaults of `schema`, then `base` (sections of another config), then the YAML file, then `key=value` strings.
+    """Defaults of `schema`, then `base` (sections of another config), then the YAML file, then `named`, then the
+    `key=value` strings.
 
-    Raises UserError for a missing file, an unknown key (with the nearest known one) or a wrong type.
+    `named` are values of options by their keys; unlike `key=value`, whose right side is YAML, they are taken as they
+    are: a folder called 2024_11_22 or off keeps its name. Raises UserError for a missing file, an unknown key (with the
+    nearest known one) or a wrong type.
     """
     merged = OmegaConf.merge(OmegaConf.structured(schema), base or {})
     if path is not None:
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such config file.")
+        merged = _with_file(merged, path, schema)
+    for key, value in (named or {}).items():
         try:
-            loaded = OmegaConf.load(path)
-            if not isinstance(loaded, DictConfig):
-                raise UserError(
-                    f"{path}: a config file holds sections with options (backbone: ...), this one does not."
-                )
-            merged = OmegaConf.merge(merged, loaded)
-        except (OmegaConfBaseException, ValueError, OSError) as e:
-            raise _explain(e, str(path), schema) from e
-        except UserError:
-            raise
-        except Exception as e:  # the YAML reader's own errors share no base class that we may import
-            raise UserError(f"{path}: not readable as YAML: {str(e).splitlines()[0]}") from e
+            OmegaConf.update(merged, key, _plain(value))
+        except (OmegaConfBaseException, ValueError) as e:
+            raise _explain(e, f"'{key}={value}'", schema) from e
     for item in overrides or []:
         if "=" not in item or item.startswith("-"):
             raise UserError(f"'{item}': expected key=value (for example data.root=/data/coco).")
@@ -326,7 +343,10 @@ def load_config(
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
         except (OmegaConfBaseException, ValueError) as e:
             raise _explain(e, f"'{item}'", schema) from e
-    return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    try:
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as e:  # `${...}` that names no option
+        raise _explain(e, "configuration", schema) from e
 
 
 def to_yaml(config: Any) -> str:

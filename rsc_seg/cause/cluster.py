@@ -22,10 +22,6 @@ class ClusterProbe(nn.Module):
         """Modularity of the clusters on these tokens; the features are taken as constant."""
         return modularity_loss(features, self.cluster_probe, temperature)
 
-    def mean_distance(self, features: Float[Tensor, "B E h w"]) -> Float[Tensor, ""]:
-        """-mean of each position's best cosine: the cluster loss that the official code prints and does not train."""
-        return -self(features).amax(1).mean()
-
     def forward(self, features: Float[Tensor, "B E h w"]) -> Float[Tensor, "B T h w"]:
         """Cosine of each position with each cluster."""
         unit = F.normalize(self.cluster_probe, dim=1)

@@ -63,11 +63,13 @@ class OpenedSet:
     @functools.cached_property
     def image_digest(self) -> str:
         """A hash of all image files; reads them once."""
+        _log.info("%s: hashing %d image files, by which kept tokens are found", self.rule.title, len(self.data))
         return self.data.fingerprint()
 
     @functools.cached_property
     def label_digest(self) -> str:
         """A hash of classes and label files; reads them once."""
+        _log.info("%s: hashing %d label files", self.rule.title, len(self.data))
         text = json.dumps([self.rule.name, self.data.classes]) + self.data.label_files.fingerprint()
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -127,27 +129,32 @@ def _coco_classes(name: str) -> tuple[list[str], dict[int, int]]:
     return ["stuff", *(c.name for c in things)], {**table, **{c.id: k + 1 for k, c in enumerate(things)}}
 
 
-def _cocostuff(name: str, storage: Storage, split: str) -> tuple[MaskSpec, str]:
+def _curated(name: str, split: str) -> str:
+    """The official list of a split's images."""
+    return _CURATED.format(split=split) + ("_7.txt" if name == "cocostuff27" and split == "val2017" else ".txt")
+
+
+def _cocostuff(name: str, storage: Storage, split: str) -> tuple[LabelledSet, str]:
     """The official layout, images as the curated list names them; all images of the split where there is no list."""
     names, table = _coco_classes(name)
     table = {**table, IGNORE: IGNORE}
     theirs = _COCO_SPLITS.get(split, split)
-    ending = "_7.txt" if name == "cocostuff27" and theirs == "val2017" else ".txt"
-    listing: Optional[str] = _CURATED.format(split=theirs) + ending
-    if listing is not None and not storage.has(listing):
+    listing = _curated(name, theirs)
+    listed = listing if storage.has(listing) else None
+    places = tuple(
+        Place(images, f"{labels}/{{split}}", table, listing=listed)
+        for labels in ("annotations", "stuffthingmaps")
+        for images in ("images/{split}", "{split}")
+    )
+    spec = MaskSpec(CAUSE_SETS[name].title, names, distinct_palette(len(names)), places, tuple(_COCO_SPLITS.items()))
+    data = open_masks(storage, spec, split)
+    if listed is None:
         _log.warning(
             "%s: no such list of images; all images of '%s' are taken, and scores of other lists do not compare",
             storage.where(listing),
             split,
         )
-        listing = None
-    places = tuple(
-        Place(images, f"{labels}/{{split}}", table, listing=listing)
-        for labels in ("annotations", "stuffthingmaps")
-        for images in ("images/{split}", "{split}")
-    )
-    spec = MaskSpec(CAUSE_SETS[name].title, names, distinct_palette(len(names)), places, tuple(_COCO_SPLITS.items()))
-    return spec, "all images of the split" if listing is None else listing
+    return data, listed or "all images of the split"
 
 
 def _storage(rule: CauseSet, root: Optional[str]) -> Storage:
@@ -183,8 +190,7 @@ def open_cause_set(
         data = open_masks(_storage(rule, root), _cityscapes(), split)
     else:
         storage = _storage(rule, root)
-        spec, images = _cocostuff(name, storage, split)
-        data = open_masks(storage, spec, split)
+        data, images = _cocostuff(name, storage, split)
     if limit is not None or every != 1:
         images += f", every {every}, limit {limit}"
     return OpenedSet(rule, _thin(data, limit, every), images)

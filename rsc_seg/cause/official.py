@@ -13,7 +13,7 @@ from torch import Tensor
 from rsc_seg.cause.cluster import ClusterProbe
 from rsc_seg.cause.heads import CauseModel
 from rsc_seg.errors import UserError
-from rsc_seg.files import atomic_write, atomic_write_group
+from rsc_seg.files import atomic_write_group
 from rsc_seg.models.checkpoint_files import read_checkpoint, unwrap
 
 _log = logging.getLogger(__name__)
@@ -23,11 +23,15 @@ _STUDENT = ("head.", "projection_head.", "projection_head_ema.")  # what evaluat
 
 @dataclass(frozen=True)
 class CauseFiles:
-    """Where the three files are; the cluster file holds the codebook too, so `codebook` may be left out."""
+    """Where the three files are; the cluster file holds the codebook too, so `codebook` may be left out.
+
+    `head` (tr or mlp) is what the files are said to be; None takes what they are.
+    """
 
     segment: Path
     cluster: Path
     codebook: Path | None = None
+    head: str | None = None
 
     @classmethod
     def in_folder(cls, folder: Path, kind: str) -> "CauseFiles":
@@ -135,6 +139,11 @@ def load_cause(files: CauseFiles, grid: tuple[int, int]) -> tuple[CauseModel, Cl
     if files.codebook is not None and held is not None and not (held.shape == codes.shape and torch.equal(held, codes)):
         _log.warning("%s: not the codebook that %s holds; this one is used", files.codebook, files.cluster)
     model = load_segment(files.segment, codes, grid)
+    if files.head not in (None, model.kind):
+        raise UserError(
+            f"{files.segment}: a CAUSE-{model.kind.upper()} file, but --head {files.head} was asked for; leave --head "
+            "out, or give the files of that head."
+        )
     clusters, width = probe.cluster_probe.shape
     reduced = model.linear.f.weight.shape[1]
     if width != reduced:
@@ -149,17 +158,6 @@ def load_cause(files: CauseFiles, grid: tuple[int, int]) -> tuple[CauseModel, Cl
 
 def _write_codes(path: Path, codes: Tensor) -> None:
     np.save(path, codes.detach().cpu().float().numpy())
-
-
-def save_codebook(path: Path, codes: Float[Tensor, "K D"]) -> None:
-    """modular.npy."""
-    atomic_write(path, lambda p: _write_codes(p, codes))
-
-
-def save_segment(path: Path, model: CauseModel) -> None:
-    """segment_*.pth."""
-    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    atomic_write(path, lambda p: torch.save(state, p))
 
 
 def save_cause(folder: Path, model: CauseModel, probe: ClusterProbe) -> CauseFiles:

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -40,16 +40,6 @@ class SegmentationScores:
     pixels: list[int]
     matching: Optional[list[int]] = None
     dead_clusters: tuple[int, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON: null in place of NaN."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, (list, tuple)):
-                return [plain(v) for v in value]
-            return None if isinstance(value, float) and math.isnan(value) else value
-
-        return {key: plain(value) for key, value in asdict(self).items()}
 
 
 def count_pixels(

@@ -55,7 +55,6 @@ class CauseOptions:
     bank: int = 100  # projections kept for a code
     ema: float = 0.99
     modularity_temperature: float = 0.1
-    alpha: float = 3.0  # of the softmax over cluster cosines that the CRF is given
     codebook_resolution: int = 320  # pixels of a view's side; brought to whole patches by `whole_patches`
     head_resolution: int = 320
     test_resolution: int = 320
@@ -182,6 +181,20 @@ def _ended(name: str, trained: _Trained) -> None:
         _log.warning("CAUSE %s: %d iterations without finite gradients were left out", name, trained.skipped)
 
 
+UNLABELLED = (
+    "no iteration trained the linear probe, since no pixel of its training views has a class; "
+    "check the training labels, or use more views (--limit, cause.share)."
+)
+
+
+def _linear_ended(name: str, trained: _Trained) -> None:
+    """The same for what labels train: without any there is no error, since head and clusters need none."""
+    if trained.taken:
+        _ended(name, trained)
+    else:
+        _log.warning("CAUSE %s: %s", name, UNLABELLED)
+
+
 def train_codebook(
     source: TokenSource,
     options: CauseOptions,
@@ -279,7 +292,7 @@ def train_head(
     a moving average afterwards. Labels train the linear probe alone; but the official code clips head and probe by one
     norm, through which labels scale the head's gradient: `released` does so, `detached` gives each its own clip and
     optimiser. `model` (trained in place) and `draws` replace what the seed would give. Raises UserError without views,
-    for a codebook of another width, and when no iteration has a loss.
+    for a codebook of another width, and when no iteration has a loss; a linear probe without a label is a warning here.
     """
     require_choice("--probe-grad", probe_grad, PROBE_GRADS)
     device = torch.device(device)
@@ -304,6 +317,8 @@ def train_head(
             values = {"contrast": float(loss.detach()), "linear": float(probe.detach()), "gradient": norm}
             _told("head", batch, watcher, values)
         _ended("head", trained[0])
+        if len(trained) > 1:
+            _linear_ended("head, linear probe", trained[1])
     return model.eval()
 
 
@@ -323,7 +338,8 @@ def train_probes(
 
     `detached`: the features are constants, so `head_ema` stays as it is. `released`: the linear probe's gradient trains
     `model.head_ema` in place, as the official code does; its clusters have then seen labels. `probe` and `draws`
-    replace what the seed would give. Raises UserError as `train_head`.
+    replace what the seed would give. Raises UserError as `train_head`; views without any label are a warning, and leave
+    the linear probe as it was.
     """
     require_choice("--probe-grad", probe_grad, PROBE_GRADS)
     device, released = torch.device(device), probe_grad == "released"
@@ -349,6 +365,7 @@ def train_probes(
             values = {"modularity": -float(modularity.detach()), "linear": float(linear.detach()), "gradient": norm}
             _told("probes", batch, watcher, values)
         _ended("probes", clusters)
+        _linear_ended("probes, linear probe", labelled)
     model.head_ema.requires_grad_(False)
     model.eval()
     return probe.eval()

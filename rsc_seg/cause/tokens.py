@@ -130,10 +130,20 @@ def _labels_on_disk(views: Views, root: Path) -> np.ndarray:
             for i in range(len(views)):
                 file.write(np.ascontiguousarray(views.labels(i), np.uint8).tobytes())
 
-    if not path.is_file():
-        log.info("labels of %d views into %s", len(views), path)
-        atomic_write(path, write)
-    return np.load(path, mmap_mode="r")
+    def read() -> np.ndarray:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if found.shape != shape or found.dtype != np.uint8:
+            raise ValueError(f"shape {found.shape} of {found.dtype}, not {shape} of bytes")
+        return found
+
+    if path.is_file():
+        try:
+            return read()
+        except (OSError, ValueError, EOFError) as e:
+            log.warning("%s: damaged label file (%s); written again", path, str(e) or type(e).__name__)
+    log.info("labels of %d views into %s", len(views), path)
+    atomic_write(path, write)
+    return read()
 
 
 def encoder_digest(encoder: DenseEncoder) -> str:

@@ -54,14 +54,6 @@ class Canvas:
     parts: tuple[tuple[int, int, int], ...]
 
 
-def input_resolution(patch_size: int, base: int = 320) -> int:
-    """Side of a view for an encoder: `base`, or the next multiple of its patch size (320 gives 322 for patches of 14).
-
-    Officially 320 everywhere but in training the MLP head, which has 224.
-    """
-    return math.ceil(base / patch_size) * patch_size
-
-
 def set_crops(plan: Sequence[tuple[str, float]]) -> tuple[Crop, ...]:
     """The training crops of an image: five at the corners and the centre, for `ten` those of the mirrored image too."""
     crops: list[Crop] = []
@@ -121,8 +113,8 @@ class _CropLayout(Sequence[View]):
 class Views:
     """Views of a set in a fixed order, all of `resolution` x `resolution` pixels.
 
-    Images are resized to the nearest pixel, as their labels are. `layout` lists the views; `protocol` names it for keys
-    and reports; `canvases` are what is scored (empty for training crops, which are not scored).
+    Images are resized to the nearest pixel, as their labels are. `layout` lists the views; `protocol` names it for
+    keys; `canvases` are what is scored (empty for training crops, which are not scored).
     """
 
     def __init__(
@@ -148,15 +140,6 @@ class Views:
     def name(self, i: int) -> str:
         """The image of view `i`, for messages."""
         return self.data.name(self.layout[i].image)
-
-    def title(self) -> str:
-        """The protocol in words, for reports."""
-        if self.protocol["kind"] == "train":
-            return f"{len(self)} training crops at {self.resolution} pixels"
-        if self.protocol["kind"] == "full":
-            return f"whole images, short side {self.resolution} pixels, in windows (not the official protocol)"
-        how = "image stretched to" if self.opened.rule.squash else "centre crop of"
-        return f"{how} {self.resolution} x {self.resolution} pixels (official protocol)"
 
     def digest(self) -> str:
         """A hash of images, views and resolution: what cached features of these views depend on beside the encoder."""

@@ -76,17 +76,27 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any option by its name; the last word")
 
 
-def config_from(args: argparse.Namespace, schema: type[C], base: dict[str, Any] | None = None) -> C:
+def config_from(
+    args: argparse.Namespace,
+    schema: type[C],
+    base: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
+) -> C:
     """Defaults of `schema`, then `base`, then --config, then the named flags, then key=value; sizes left open are the
-    backbone's."""
+    backbone's.
+
+    `more` are a command's own flags as values by key, None where one was not given. Flags are taken as typed, while the
+    right side of key=value is YAML.
+    """
     named = {
         "backbone.name": args.backbone,
         "backbone.weights": args.weights,
         "run.seed": args.seed,
         "run.device": args.device,
+        **(more or {}),
     }
-    flags = [f"{key}={value}" for key, value in named.items() if value is not None]
-    config = load_config(schema, args.config, flags + args.overrides, base=base)
+    given = {key: value for key, value in named.items() if value is not None}
+    config = load_config(schema, args.config, args.overrides, base=base, named=given)
     if isinstance(config, RscvConfig):
         fill_sizes(config.backbone.name, config.data, config.crops)
     elif isinstance(config, EvaluateConfig):

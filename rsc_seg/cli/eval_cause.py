@@ -54,7 +54,7 @@ def _parser() -> OneLineParser:
         metavar=("SEGMENT", "CLUSTER", "MODULAR"),
         help="official files segment_*.pth, cluster_*.pth, modular.npy: only scored, nothing is trained",
     )
-    add("--output-dir", type=Path, help="default: runs/cause_<backbone>_<dataset>_<head>_<probe gradient>")
+    add("--output-dir", type=Path, help="default: runs/cause_<backbone>_<dataset>_<head>_<preset>_<probe gradient>")
     return parser
 
 
@@ -72,8 +72,13 @@ def _config(args: argparse.Namespace) -> EvalCauseConfig:
         "score.crf": args.crf,
         "cache.dir": args.cache,
     }
-    args.overrides = [f"{key}={value}" for key, value in named.items() if value is not None] + args.overrides
-    return config_from(args, EvalCauseConfig)
+    return config_from(args, EvalCauseConfig, more=named)
+
+
+def _named_head(args: argparse.Namespace) -> str | None:
+    """The head that the command line asks for by itself, whatever a config file or the default says."""
+    named = [args.head, *(item.partition("=")[2] for item in args.overrides if item.startswith("cause.head="))]
+    return next((head for head in reversed(named) if head is not None), None)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,12 +95,12 @@ def main(argv: list[str] | None = None) -> int:
         from rsc_seg.pipelines.cause_plan import resolved
         from rsc_seg.pipelines.cause_text import result_lines
 
-        full = resolved(config)
         if args.print_config:
-            print_config(full)
+            print_config(resolved(config))
             return
-        folder = args.output_dir or default_folder(config)
-        files = None if args.cause_weights is None else CauseFiles(*args.cause_weights)
+        given = args.cause_weights
+        folder = args.output_dir or default_folder(config, given=given is not None)
+        files = None if given is None else CauseFiles(given[0], given[1], given[2], _named_head(args))
         result, page = run_cause(config, folder, checkpoints=args.checkpoint, cause_weights=files)
         for line in (*result_lines(result), f"written: {folder / 'cause.json'}, {folder / 'classes.csv'}"):
             say(line)

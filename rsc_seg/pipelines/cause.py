@@ -11,13 +11,14 @@ import torch
 from rsc_seg.cause.official import CauseFiles, load_cause
 from rsc_seg.cause.scores import HEADLINE, SegmentationScores, over_seeds, write_class_csv
 from rsc_seg.cause.stages import whole_patches
-from rsc_seg.config import BackboneConfig, EvalCauseConfig, to_yaml
+from rsc_seg.config import BackboneConfig, CauseConfig, EvalCauseConfig, to_yaml
 from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write, sha256_of
 from rsc_seg.models.build import build_backbone
 from rsc_seg.pipelines.candidates import shortened, unique_names
+from rsc_seg.pipelines.cause_check import RESULT, check_folder, check_labels
 from rsc_seg.pipelines.cause_encoder import Candidate, EncoderRun, Measured, Trained
-from rsc_seg.pipelines.cause_plan import Plan, make_plan
+from rsc_seg.pipelines.cause_plan import Plan, make_plan, resolved
 from rsc_seg.pipelines.cause_report import build_cause_report
 from rsc_seg.pipelines.cause_stages import StageResult
 from rsc_seg.pipelines.cause_text import protocol_lines
@@ -29,10 +30,13 @@ _log = logging.getLogger(__name__)
 UNTUNED = "untuned"
 
 
-def default_folder(config: EvalCauseConfig) -> Path:
-    """runs/cause_<backbone>_<dataset>_<head>_<probe gradient>[_full]."""
-    parts = ["cause", config.backbone.name, config.data.dataset, config.cause.head, config.cause.probe_grad]
-    return Path("runs") / "_".join([*parts, *(["full"] if config.score.full_image else [])])
+def default_folder(config: EvalCauseConfig, *, given: bool = False) -> Path:
+    """runs/cause_<backbone>_<dataset>_<head>_<preset>_<probe gradient>[_full]; of `given` CAUSE weights
+    runs/cause_<backbone>_<dataset>_given-weights[_full]."""
+    cause = config.cause
+    how = ["given-weights"] if given else [cause.head, cause.preset, cause.probe_grad]
+    parts = ["cause", config.backbone.name, config.data.dataset, *how, *(["full"] if config.score.full_image else [])]
+    return Path("runs") / "_".join(parts)
 
 
 def _candidates(config: BackboneConfig, checkpoints: Sequence[Path], device: torch.device) -> list[Candidate]:
@@ -53,9 +57,8 @@ def _candidates(config: BackboneConfig, checkpoints: Sequence[Path], device: tor
     return found
 
 
-def _measure(plan: Plan, candidate: Candidate) -> Measured:
+def _measure(plan: Plan, candidate: Candidate, run: EncoderRun) -> Measured:
     """Trains and scores every seed of one encoder."""
-    run = EncoderRun(plan, candidate.encoder, candidate.name, plan.config.cause.head)
     found = Measured(candidate, run.views.val)
     for seed in plan.seeds:
         trained, stages = run.train(dataclasses.replace(plan.options, seed=seed))
@@ -111,8 +114,9 @@ def _class_rows(measured: Sequence[Measured]) -> dict[str, SegmentationScores]:
     return found
 
 
-def _given(plan: Plan, candidate: Candidate, files: CauseFiles) -> Measured:
-    """Scores CAUSE weights that were trained elsewhere."""
+def _load_given(plan: Plan, candidate: Candidate, files: CauseFiles) -> tuple[Plan, Trained]:
+    """CAUSE weights that were trained elsewhere, checked against encoder, set and options, and the plan with their
+    head."""
     side = whole_patches(plan.options.test_resolution, candidate.encoder.patch_size)
     model, probe = load_cause(files, candidate.encoder.grid(side, side))
     classes = len(plan.sets.val.data.classes)
@@ -126,11 +130,26 @@ def _given(plan: Plan, candidate: Candidate, files: CauseFiles) -> Measured:
             f"{files.segment}: made for tokens of width {model.codes.shape[1]}, those of {candidate.encoder.name} have "
             f"{candidate.encoder.out_dim}; name the encoder that it was trained on (--backbone)."
         )
+    cause = plan.config.cause
+    if cause.head not in (model.kind, CauseConfig().head):
+        raise UserError(
+            f"{files.segment}: a CAUSE-{model.kind.upper()} file, but cause.head={cause.head}; leave the head out, "
+            "given weights say what they are."
+        )
     _log.info("%s: a CAUSE-%s file", files.segment, model.kind.upper())
-    run = EncoderRun(plan, candidate.encoder, candidate.name, model.kind)
+    idle = [item for item in plan.changed if not item.startswith("cause.test_resolution=")]
+    if idle:
+        _log.warning("given CAUSE weights: nothing is trained, so these options do nothing: %s", ", ".join(idle))
+    config = dataclasses.replace(plan.config, cause=dataclasses.replace(cause, head=model.kind))
     key = cache_key(files=[sha256_of(path) for path in _paths(files)])
+    return dataclasses.replace(plan, config=config), Trained(model.to(plan.device), probe.to(plan.device), key)
+
+
+def _measure_given(plan: Plan, candidate: Candidate, trained: Trained) -> Measured:
+    """Scores given weights."""
+    run = EncoderRun(plan, candidate.encoder, candidate.name, plan.config.cause.head)
     found = Measured(candidate, run.views.val)
-    _score(run, Trained(model.to(plan.device), probe.to(plan.device), key), found, None, {})
+    _score(run, trained, found, None, {})
     return found
 
 
@@ -138,7 +157,9 @@ def _paths(files: CauseFiles) -> list[Path]:
     return [path for path in (files.segment, files.cluster, files.codebook) if path is not None]
 
 
-def _result(plan: Plan, measured: Sequence[Measured], given: Optional[CauseFiles]) -> dict[str, Any]:
+def _result(
+    plan: Plan, measured: Sequence[Measured], checkpoints: Sequence[Path], given: Optional[CauseFiles]
+) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for m in measured:
         rows.append(_row(m, rows[0]["scores"] if rows else None))
@@ -149,6 +170,7 @@ def _result(plan: Plan, measured: Sequence[Measured], given: Optional[CauseFiles
         "protocol": protocol_lines(plan, measured[0].candidate.encoder, _paths(given) if given else []),
         "recipe": dataclasses.asdict(plan.options) if given is None else None,
         "changed": list(plan.changed),
+        "checkpoints": [str(path) for path in checkpoints],
         "cause_weights": [str(path) for path in _paths(given)] if given else None,
         "crf": plan.crf,
         "dataset": val.rule.title,
@@ -164,6 +186,18 @@ def _result(plan: Plan, measured: Sequence[Measured], given: Optional[CauseFiles
     }
 
 
+def _check_given(config: EvalCauseConfig, checkpoints: Sequence[Path], given: Optional[CauseFiles]) -> None:
+    """Raises UserError for options that given CAUSE weights rule out."""
+    if given is None:
+        return
+    if checkpoints:
+        raise UserError("--cause-weights belong to one encoder: name it by --weights, without --checkpoint.")
+    if config.cause.seeds != 1:
+        raise UserError(
+            f"cause.seeds={config.cause.seeds}: --cause-weights are scored as they are, once; give --seeds 1 or none."
+        )
+
+
 def run_cause(
     config: EvalCauseConfig,
     folder: Path,
@@ -173,25 +207,29 @@ def run_cause(
 ) -> tuple[dict[str, Any], Path]:
     """Trains (or reads `cause_weights`) and scores; the untuned encoder first.
 
-    Writes cause.json, classes.csv, config.yaml and report.html into `folder`, and stages into the cache; returns the
-    result and the page's path. Everything that a user can get wrong raises UserError before the first stage begins,
-    where it can be known by then.
+    Writes cause.json, classes.csv, config.yaml (the resolved one) and report.html into `folder` at the end, and stages
+    into the cache on the way; returns the result and the page's path. Everything that a user can get wrong raises
+    UserError before the first token is computed, where it can be known by then; a call that fails leaves an older
+    result as it was.
     """
-    if cause_weights is not None and checkpoints:
-        raise UserError("--cause-weights belong to one encoder: name it by --weights, without --checkpoint.")
+    _check_given(config, checkpoints, cause_weights)
+    config = resolved(config)
+    check_folder(folder, config, checkpoints, None if cause_weights is None else _paths(cause_weights))
     plan = make_plan(config, folder, trained=cause_weights is None)
     candidates = _candidates(config.backbone, checkpoints, plan.device)
-    for candidate in (
-        candidates if cause_weights is None else ()
-    ):  # what does not fit is said before hours go into the first one
-        EncoderRun(plan, candidate.encoder, candidate.name, config.cause.head)
-    text = to_yaml(config)
-    atomic_write(folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
     if cause_weights is None:
-        measured = [_measure(plan, candidate) for candidate in candidates]
+        # what does not fit is said before hours go into the first encoder
+        runs = [EncoderRun(plan, c.encoder, c.name, config.cause.head) for c in candidates]
+        check_labels(plan)
+        measured = [_measure(plan, candidate, run) for candidate, run in zip(candidates, runs, strict=True)]
     else:
-        measured = [_given(plan, candidates[0], cause_weights)]
-    result = _result(plan, measured, cause_weights)
+        plan, trained = _load_given(plan, candidates[0], cause_weights)
+        check_labels(plan)
+        measured = [_measure_given(plan, candidates[0], trained)]
+    result = _result(plan, measured, checkpoints, cause_weights)
+    page = build_cause_report(folder / "report.html", plan, result, measured)
+    text = to_yaml(plan.config)
+    atomic_write(folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
     write_class_csv(folder / "classes.csv", plan.sets.val.data.classes, _class_rows(measured))
-    save_json(result, folder / "cause.json")
-    return result, build_cause_report(folder / "report.html", plan, result, measured)
+    save_json(result, folder / RESULT)
+    return result, page

@@ -1,6 +1,7 @@
 """One encoder through CAUSE: tokens, codebook, head, probes and counts, each made once and found again."""
 
 import dataclasses
+import math
 from contextlib import nullcontext
 from typing import Any, Optional
 
@@ -13,9 +14,10 @@ from rsc_seg.cause.crf import CrfPool, CrfSettings
 from rsc_seg.cause.heads import CauseModel
 from rsc_seg.cause.predict import CrfTag, EvalImages, Evaluation, Segmenter, evaluate
 from rsc_seg.cause.scores import SegmentationScores
-from rsc_seg.cause.stages import CauseOptions, settings_of, train_codebook, train_head, train_probes
+from rsc_seg.cause.stages import UNLABELLED, CauseOptions, settings_of, train_codebook, train_head, train_probes
 from rsc_seg.cause.tokens import TokenSource, encoder_digest, open_tokens
 from rsc_seg.cause.views import Views
+from rsc_seg.errors import UserError
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.weights_info import WeightsInfo
 from rsc_seg.pipelines.cause_plan import Plan, cached_views, encoder_views
@@ -141,7 +143,15 @@ class EncoderRun:
             codes = torch.from_numpy(codebook.arrays["codes"])
             model = self.model(head.arrays, codes, options)
             source = self._tokens(self.views.head)
-            probe = train_probes(source, model, codes, options, grad, device=self.plan.device)
+            labelled: list[int] = []  # iterations that trained the linear probe
+
+            def watch(number: int, total: int, values: dict[str, float]) -> None:
+                if math.isfinite(values["gradient"]):
+                    labelled.append(number)
+
+            probe = train_probes(source, model, codes, options, grad, device=self.plan.device, watcher=watch)
+            if not labelled:  # its scores would say nothing, and look like scores
+                raise UserError(f"{self.name}: {UNLABELLED}")
             return prefixed(model, "model.") | prefixed(probe, "probe.")
 
         return self.files.get(f"probes-{options.head}", depends, make, self._of(options))

@@ -16,7 +16,7 @@ from rsc_seg.cause.sampling import cells_of
 from rsc_seg.cause.stages import PRESETS, PROBE_GRADS, CauseOptions, cause_options, whole_patches
 from rsc_seg.cause.tokens import cache_gb
 from rsc_seg.cause.views import Views, full_views, set_crops, train_views, val_views
-from rsc_seg.config import CauseConfig, CauseDataConfig, EvalCauseConfig, require_choice
+from rsc_seg.config import CauseConfig, CauseDataConfig, EvalCauseConfig, RunConfig, require_choice
 from rsc_seg.errors import UserError
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.pipelines.device import choose_device
@@ -25,6 +25,7 @@ from rsc_seg.training.cache import DTYPES
 _log = logging.getLogger(__name__)
 _CLIPS = ("head_clip", "probe_clip")
 _RESOLUTIONS = ("codebook_resolution", "head_resolution", "test_resolution")
+_RUN = ("seed", "device")  # of RunConfig, the rest steers a loop that CAUSE does not have
 _OWN = ("head", "preset", "probe_grad", "seeds")  # of CauseConfig, the rest are hyper-parameters
 # (lowest, highest, whether the lowest itself is refused) where it is not "above 0"
 _RANGES = {key: (0.0, math.inf, False) for key in (*_CLIPS, "weight_decay", "codebook_decay", "probe_decay")}
@@ -82,15 +83,23 @@ def check_choices(config: EvalCauseConfig) -> None:
         ("score.batch_size", score.batch_size, 1),
         ("score.crf_workers", score.crf_workers, 0),
         ("run.seed", config.run.seed, 0),
+        ("cache.max_gb", config.cache.max_gb, 0),
     ]
     for key, value, lowest in least:
-        if value is not None and value < lowest:
+        if value is not None and not value >= lowest:  # a NaN is refused too
             raise UserError(f"{key}={value}: must be {lowest} or more.")
+    for field in dataclasses.fields(RunConfig):
+        value = getattr(config.run, field.name)
+        if field.name not in _RUN and value != field.default:
+            raise UserError(
+                f"run.{field.name}={value}: CAUSE runs on one device in float32 and keeps every stage, so of run.* "
+                f"it takes {' and '.join(_RUN)} alone; leave this one out."
+            )
 
 
 def _said(lowest: float, highest: float, open_below: bool) -> str:
     below = f"above {lowest:g}" if open_below else f"{lowest:g} or more"
-    return below if highest == math.inf else f"{below}, and at most {highest:g}"
+    return f"{below}, and finite" if highest == math.inf else f"{below}, and at most {highest:g}"
 
 
 def recipe(config: EvalCauseConfig, classes: int) -> tuple[CauseOptions, tuple[str, ...]]:
@@ -107,7 +116,8 @@ def recipe(config: EvalCauseConfig, classes: int) -> tuple[CauseOptions, tuple[s
         if value is None:
             continue
         lowest, highest, open_below = _RANGES.get(key, (0.0, math.inf, True))
-        if not (lowest < value if open_below else lowest <= value) or value > highest:
+        inside = (lowest < value if open_below else lowest <= value) and value <= highest
+        if not (inside and math.isfinite(value)):
             raise UserError(f"cause.{key}={value}: must be {_said(lowest, highest, open_below)}.")
         named[key] = None if key in _CLIPS and value == 0 else value
     changed = [f"cause.{k}={getattr(config.cause, k):g}" for k, v in named.items() if getattr(preset, k) != v]

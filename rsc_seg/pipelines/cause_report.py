@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from PIL import Image
@@ -20,11 +20,14 @@ from rsc_seg.viz.report import write_report
 from rsc_seg.viz.segmentation import SECTION, Segmented, segmentation_groups
 
 MOST_CLASSES = 60  # more are in the CSV alone
+_OVER_SEEDS = (
+    "CAUSE is trained anew for every encoder and seed, and its cluster scores vary between seeds: a difference within "
+    "the spread is no difference, and a single seed has no spread to hold it against."
+)
 _LIMITS = [
     "Clusters are named with the labels of the images that they are scored on: the scores say how well the best naming "
     "fits, not what an unlabelled use would give.",
-    "CAUSE is trained anew for every encoder and seed, and its cluster scores vary between seeds: a difference within "
-    "the spread is no difference, and a single seed has no spread to hold it against.",
+    _OVER_SEEDS,
     "Papers on this protocol print pixel accuracy under names of mean accuracy. Here pAcc is the share of right pixels "
     "and mAcc the mean recall of the classes; only equal definitions compare.",
 ]
@@ -49,7 +52,8 @@ def _score_table(result: Mapping[str, Any], row: str, *, caption: bool) -> Table
             Row(entry["name"], cells, entry["note"] if caption else "", reference=k == 0 and len(result["rows"]) > 1)
         )
     count = len(result["rows"][0]["seeds"])
-    spread = f"± is over {count} seeds of CAUSE." if count > 1 else "One seed of CAUSE: its spread is not known."
+    single = "One seed of CAUSE: its spread is not known." if result["recipe"] else "Given CAUSE weights."
+    spread = f"± is over {count} seeds of CAUSE." if count > 1 else single
     about = f"{result['val_images']} images of {result['dataset']}, {len(result['classes'])} classes; percent. {spread}"
     return Table(_capital(ROWS[row]), columns, rows, about if caption else "")
 
@@ -97,7 +101,8 @@ def _class_table(result: Mapping[str, Any], measured: Sequence[Measured], row: s
             cells[f"cluster{k}"] = None if matching is None else float(matching[t])
             cells |= {f"change{k}": _change(cells["iou0"], found)} if k else {}  # type: ignore[arg-type]
         rows.append(Row(name, cells))
-    caption = f"{ROWS[row]}; percent, mean over seeds; – is a class in neither labels nor predictions."
+    mean = ", mean over seeds" if len(measured[0].seeds) > 1 else ""
+    caption = f"{ROWS[row]}; percent{mean}; – is a class in neither labels nor predictions."
     return Table("IoU by class", columns, rows, caption, section="Classes", first="class")
 
 
@@ -125,9 +130,12 @@ def _pictures(plan: Plan, measured: Sequence[Measured], row: str) -> list[Figure
     return segmentation_groups(shots, plan.sets.val.data.classes, plan.sets.val.data.palette)
 
 
-def picture_credits(dataset: str) -> str:
-    """Who made the parts that the embedded scenes are composed of; nothing for other sets."""
-    if dataset != "scenes":
+def picture_credits(dataset: str, root: Optional[Path] = None) -> str:
+    """Who made the parts that the embedded scenes are composed of; nothing for other sets.
+
+    In the layouts of public sets the scenes are known by their list, which lies in `root` or in the folder above it.
+    """
+    if dataset != "scenes" and (root is None or not any((p / "scenes.json").is_file() for p in (root, root.parent))):
         return ""
     makers = [f"{name} by {photo.credit} ({photo.licence})" for name, photo in (PHOTOS | TEXTURES).items()]
     return (
@@ -177,11 +185,12 @@ def build_cause_report(path: Path, plan: Plan, result: Mapping[str, Any], measur
         + ("given CAUSE weights" if seed is None else f"{result['train_images']} images for training"),
         provenance=f"{info.note or 'Weights: ' + info.source + '.'} Licence of the weights: {info.licence}.",
         summary=[*summary_lines(result), *([_LEAK] if released else []), *result["protocol"]],
-        limits=_LIMITS + ([f"Scores of the {len(result['classes'])} classes are in classes.csv."] if many else []),
+        limits=[text for text in _LIMITS if seed is not None or text != _OVER_SEEDS]
+        + ([f"Scores of the {len(result['classes'])} classes are in classes.csv."] if many else []),
         tables=tables,
         figures=_pictures(plan, measured, row),
         intros={SECTION: _capital(about)},
-        outros={SECTION: picture_credits(plan.config.data.dataset)},
+        outros={SECTION: picture_credits(plan.config.data.dataset, plan.sets.val.data.images.storage.root)},
         sections=["Results", SECTION, "Classes"],
         config_yaml=to_yaml(plan.config),
         command=result["command"],

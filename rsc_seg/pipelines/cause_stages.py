@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from rsc_seg.pipelines.folder import command_line, git_commit
 from rsc_seg.training.cache import cache_key
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1  # raised when a stage computes something else from the same options
+_FORMAT = 2  # raised when a stage computes something else from the same options, or its file holds other entries
 _ABOUT = "about"  # the entry that holds what a file depends on and what made it
 Arrays = dict[str, np.ndarray]
 
@@ -49,13 +50,30 @@ def prefixed(module: nn.Module, prefix: str) -> Arrays:
     return {f"{prefix}{name}": array for name, array in numbers(module.state_dict()).items()}
 
 
+def _kinds(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    """Shape and dtype of every array, as they stand in a file."""
+    return {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    """The error of a stage file that cannot be used."""
+    return UserError(f"{path}: damaged stage file ({why}); delete it and run the same command again.")
+
+
 def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and facts; UserError when the file lacks any of what it says it holds."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return arrays, json.loads(str(arrays.pop(_ABOUT)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise UserError(f"{path}: damaged stage file ({e}); delete it and run the same command again.") from e
+        about = json.loads(str(arrays.pop(_ABOUT)))
+        held = _kinds(arrays)
+        wrong = sorted(name for name, kind in about["arrays"].items() if held.get(name) != kind)
+        facts = dict(about["facts"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile) as e:
+        raise _damaged(path, f"{type(e).__name__}: {e}") from e
+    if wrong:
+        raise _damaged(path, f"without {wrong[0]}, or with another shape of it")
+    return arrays, facts
 
 
 class StageFiles:
@@ -74,8 +92,8 @@ class StageFiles:
         told = f"{name}: {stage}" if name else stage
         if path.is_file():
             _log.info("%s: found %s", told, path)
-            arrays, about = _read(path)
-            return StageResult(arrays, key, path, about["facts"])
+            arrays, facts = _read(path)
+            return StageResult(arrays, key, path, facts)
         begun = time.monotonic()
         arrays = make()
         facts = {
@@ -83,7 +101,7 @@ class StageFiles:
             "command": command_line(),
             "commit": git_commit(),
         }
-        about = {"stage": stage, "depends": dict(depends), "facts": facts}
+        about = {"stage": stage, "depends": dict(depends), "facts": facts, "arrays": _kinds(arrays)}
 
         def write(temporary: Path) -> None:
             with open(temporary, "wb") as file:

@@ -127,7 +127,8 @@ def text_table(result: Mapping[str, Any]) -> list[str]:
 def _legend(result: Mapping[str, Any]) -> str:
     count = len(result["rows"][0]["seeds"])
     over = f"±: standard deviation over {count} seeds of CAUSE on one encoder"
-    parts = ["one run of CAUSE: its spread over seeds is not known" if count == 1 else over]
+    single = "one run of CAUSE: its spread over seeds is not known" if result["recipe"] else "given CAUSE weights"
+    parts = [single if count == 1 else over]
     if len(result["rows"]) > 1:
         parts.append("in brackets: change from the first encoder")
     return "; ".join(parts) + "."
@@ -144,14 +145,15 @@ def seed_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def dead_lines(result: Mapping[str, Any]) -> list[str]:
-    """Encoders with clusters that no pixel went to, by seed."""
+    """Encoders with clusters that no pixel went to, by seed where there are several."""
     lines = []
     row = headline_row(result["rows"][0]["scores"])
     for entry in result["rows"]:
         counts = [len(seed["scores"][row]["dead_clusters"]) for seed in entry["seeds"]]
         if any(counts):
             total = len(result["classes"])
-            lines.append(f"{entry['name']}: {', '.join(map(str, counts))} of {total} clusters (by seed) got no pixel.")
+            by_seed = " (by seed)" if len(counts) > 1 else ""
+            lines.append(f"{entry['name']}: {', '.join(map(str, counts))} of {total} clusters{by_seed} got no pixel.")
     return lines
 
 

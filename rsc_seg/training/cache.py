@@ -5,7 +5,11 @@ import hashlib
 import json
 import logging
 import os
+import re
+import secrets
 import shutil
+import socket
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
@@ -20,6 +24,8 @@ from rsc_seg.errors import UserError
 
 _log = logging.getLogger(__name__)
 DTYPES = {"float32": np.float32, "float16": np.float16}
+_PARTIAL = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.partial")
+_STALE = 24 * 3600.0  # seconds without a write after which a partial folder is nobody's
 
 
 def cache_key(**parts: Any) -> str:
@@ -106,6 +112,68 @@ def _fill(
     (folder / "arrays.json").write_text(json.dumps(list(shapes)))
 
 
+def _alive(name: str) -> bool:
+    """Whether the process that a partial folder's name tells of is still at work, as far as this machine knows."""
+    found = _PARTIAL.fullmatch(name)
+    if found is None:
+        return False  # a name that no process gives
+    if found["host"] != _host():
+        return True
+    try:
+        os.kill(int(found["process"]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _last_write(folder: Path) -> float:
+    """Seconds since the epoch; now, for a folder that is vanishing."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except OSError:
+        return time.time()
+
+
+def _remove_left_overs(root: Path, key: str) -> None:
+    """Removes what dead processes left of this cache, and what nobody has written to for a day."""
+    for folder in root.glob(f".{key}.*partial"):
+        if not _alive(folder.name) or time.time() - _last_write(folder) > _STALE:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _host() -> str:
+    """The machine's name as a short word that fits into a file's name."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _opened(folder: Path, shapes: Mapping[str, tuple[int, ...]], rows: int) -> FeatureCache | None:
+    """The finished cache of this folder; None, with a warning, when it is damaged."""
+    if not (folder / "arrays.json").is_file():
+        return None
+    try:
+        found = FeatureCache(folder)
+        for name, shape in shapes.items():
+            if found.arrays[name].shape != (rows, *shape):
+                raise ValueError(f"{name} has the shape {found.arrays[name].shape}, not {(rows, *shape)}")
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
+        _log.warning("%s: damaged feature cache (%s); computed again", folder, str(e) or type(e).__name__)
+        return None
+    _log.info("features from the cache %s", folder)
+    return found
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Gives a complete folder its name; one that another process finished meanwhile stays, and this one goes."""
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not (folder / "arrays.json").is_file():
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def open_cache(
     root: Path,
     key: str,
@@ -119,20 +187,21 @@ def open_cache(
     """The cache `key` under `root`; computed first when it is not there.
 
     `produce()` yields (image indices, arrays of these images) until all `rows` images came. The arrays named in `exact`
-    (boxes, indices) are stored in float32 whatever `dtype` says. A failure leaves nothing; a run that is killed leaves
-    only a folder that the next run removes. Raises UserError when the disk refuses.
+    (boxes, indices) are stored in float32 whatever `dtype` says. A damaged cache is computed again. A failure leaves
+    nothing; a run that is killed leaves only a folder that the next run removes. Processes that compute the same cache
+    at once do not meet: the first that is ready gives its folder the name. Raises UserError when the disk refuses.
     """
-    folder, partial = root / key, root / f".{key}.partial"
-    if (folder / "arrays.json").is_file():
-        _log.info("features from the cache %s", folder)
-        return FeatureCache(folder)
-    shutil.rmtree(partial, ignore_errors=True)
+    folder = root / key
+    if (found := _opened(folder, shapes, rows)) is not None:
+        return found
+    _remove_left_overs(root, key)
     shutil.rmtree(folder, ignore_errors=True)
+    partial = root / f".{key}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial"
     try:
         partial.mkdir(parents=True)
         dtypes = {name: np.float32 if name in exact else DTYPES[dtype] for name in shapes}
         _fill(partial, shapes, rows, dtypes, produce())
-        partial.rename(folder)
+        _move(partial, folder)
     except BaseException as e:
         shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(e, OSError):

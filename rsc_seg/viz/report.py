@@ -56,10 +56,15 @@ def _cell(row: Row, column: Column) -> Cell:
     return value if isinstance(value, Cell) else Cell(value)
 
 
+def _number(value: float, digits: int, sign: str = "") -> str:
+    """A number with a real minus; what rounds to zero has none."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+
+
 def _difference(cell: Cell, base: Cell, digits: int) -> str:
     if cell.value is None or base.value is None or not math.isfinite(cell.value - base.value):
         return ""
-    change = f"{cell.value - base.value:+.{digits}f}".replace("-", "−")
+    change = _number(cell.value - base.value, digits, "+")
     # Spreads that overlap: the difference is printed, but marked for what it is.
     if (cell.spread or base.spread) and abs(cell.value - base.value) <= (cell.spread or 0) + (base.spread or 0):
         return f'<span class="delta">≈ {change}</span>'
@@ -70,7 +75,7 @@ def _table_cell(row: Row, column: Column, reference: Row | None) -> str:
     cell = _cell(row, column)
     if cell.value is None or not math.isfinite(cell.value):
         return f"<td>{_escape(cell.text) or '–'}</td>"
-    body = f"{cell.value:.{column.digits}f}".replace("-", "−")
+    body = _number(cell.value, column.digits)
     if cell.spread is not None:
         body += f' <span class="spread">± {cell.spread:.{column.digits}f}</span>'
     if cell.text:
@@ -135,9 +140,9 @@ def _figure(figure: Figure) -> str:
 def color_bar(scale: ColorScale) -> str:
     """The scale's colours with the numbers at both ends and what they mean, as HTML."""
     return (
-        f'<div class="scale"><span>{scale.low:.3g}</span>'
+        f'<div class="scale"><span>{scale.low + 0.0:.3g}</span>'
         f'<span class="ramp" style="background:{css_gradient(scale.colormap)}"></span>'
-        f"<span>{scale.high:.3g}</span><span>{_escape(scale.quantity)}</span></div>".replace("<span>-", "<span>−")
+        f"<span>{scale.high + 0.0:.3g}</span><span>{_escape(scale.quantity)}</span></div>".replace("<span>-", "<span>−")
     )
 
 

@@ -144,3 +144,10 @@ def test_digests_tell_images_labels_and_class_lists_apart(tmp_path: Path) -> Non
     third = open_cause_set("plain", str(tmp_path), "val")
     assert third.image_digest == second.image_digest and third.label_digest != second.label_digest
     assert all(rule.crops for rule in CAUSE_SETS.values())
+
+
+def test_another_layout_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "images").mkdir()
+    with caplog.at_level("WARNING", "rsc_seg"), pytest.raises(UserError, match=r"not the layout of COCO-Stuff"):
+        open_cause_set("cocostuff27", str(tmp_path), "val")
+    assert caplog.records == []  # no line about the list of images of a set that is not there

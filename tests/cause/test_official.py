@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rsc_seg.cause.cluster import ClusterProbe
 from rsc_seg.cause.heads import CauseModel
-from rsc_seg.cause.official import CauseFiles, load_cause, load_codebook, load_segment, save_cause, save_codebook
+from rsc_seg.cause.official import CauseFiles, load_cause, load_codebook, load_segment, save_cause
 from rsc_seg.errors import UserError
 from tests.cause.tiny import CLASSES, GRID, TinySource, tiny_codes
 
@@ -146,4 +146,5 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
 def test_a_folder_in_the_place_of_a_file_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "modular.npy").mkdir()
     with pytest.raises(UserError, match="not written"):
-        save_codebook(tmp_path / "modular.npy", tiny_codes())
+        save_cause(tmp_path, *made("mlp"))
+    assert [p.name for p in tmp_path.iterdir()] == ["modular.npy"]

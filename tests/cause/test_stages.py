@@ -1,6 +1,7 @@
 """The three steps: a plain recomputation of whole iterations, seeds, the first update of the teacher, bad input."""
 
 import itertools
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -200,19 +201,44 @@ def test_an_epoch_is_a_share_of_the_views_each_once() -> None:
 
 
 @pytest.mark.parametrize("step", ["head", "probes"])
-def test_iterations_without_labels_are_left_out_as_the_official_code_does_and_only_there(step: str) -> None:
+def test_iterations_without_labels_are_left_out_as_the_official_code_does_and_only_there(
+    step: str, caplog: pytest.LogCaptureFixture
+) -> None:
     blank = TinySource(8, labels=torch.full((8, *GRID), -1))
     codes, options = tiny_codes(), tiny_options("mlp")
-    model = train_head(blank, codes, options)  # detached: the head learns without any label
     start = new_model(blank, codes, options)
+    before = {key: value.clone() for key, value in start.state_dict().items()}
+    with caplog.at_level(logging.WARNING, "rsc_seg"):
+        model = train_head(blank, codes, options, model=start)  # detached: the head learns without any label
+    start_of = "linear probe: no iteration trained the linear probe"
+    assert [record.message.partition(" since")[0] for record in caplog.records] == [f"CAUSE head, {start_of},"]
+    assert torch.equal(model.linear.f.weight, before["linear.f.weight"])
+    assert not torch.equal(model.head_ema.f1.weight, before["head_ema.f1.weight"])
     if step == "head":
         with pytest.raises(UserError, match="CAUSE head: no iteration had finite gradients"):
-            train_head(blank, codes, options, "released", model=start)
+            train_head(blank, codes, options, "released")
     else:
-        before = model.linear.f.weight.clone()
-        probe = train_probes(blank, model, codes, options, "released")
-        assert torch.equal(model.linear.f.weight, before)
-        assert bool(torch.isfinite(probe.cluster_probe).all())
+        for grad in ("detached", "released"):
+            caplog.clear()
+            probe = train_probes(blank, model, codes, options, grad)
+            assert [r.message.partition(" since")[0] for r in caplog.records] == [f"CAUSE probes, {start_of},"]
+            assert torch.equal(model.linear.f.weight, before["linear.f.weight"])
+            assert bool(torch.isfinite(probe.cluster_probe).all())
+
+
+@pytest.mark.parametrize("grad", ["detached", "released"])
+def test_batches_without_a_label_are_counted_for_the_linear_probe(grad: str, caplog: pytest.LogCaptureFixture) -> None:
+    source = TinySource(8)
+    source.maps[1:] = -1  # one view of eight, so one batch of two has a label
+    codes, options = tiny_codes(), tiny_options("mlp")
+    model = new_model(source, codes, options)
+    with caplog.at_level(logging.WARNING, "rsc_seg"):
+        train_head(source, codes, options, "detached", model=model)
+        train_probes(source, model, codes, options, grad)
+    assert [record.message for record in caplog.records] == [
+        f"CAUSE {step}: 1 iterations without finite gradients were left out"
+        for step in ("head, linear probe", "probes, linear probe")
+    ]
 
 
 def test_the_released_presets_are_those_of_the_official_scripts() -> None:

@@ -1,5 +1,6 @@
 """Tokens of views: on the fly and from the cache are the same, and a cache is never another checkpoint's."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_the_cache_gives_the_same_and_is_made_once(opened: OpenedSet, tmp_path: 
     assert passes == []
     assert len(list(cache.glob("labels-*.npy"))) == 1
     assert cache_gb(encoder, views) == pytest.approx(15 * (9 * 64 * 2 + 42 * 42) / 1e9)
+
+
+@pytest.mark.parametrize("left", [0, 20, 2000])
+def test_damaged_files_are_made_again(
+    opened: OpenedSet, tmp_path: Path, left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder, views, cache = tiny_encoder(), train_views(opened, 42), tmp_path / "cache"
+    source = open_tokens(encoder, views, cache)
+    tokens, labels = source.tokens(range(15)), source.labels(range(15))
+    for path in (*cache.glob("labels-*.npy"), *cache.glob("*/tokens.npy")):
+        path.write_bytes(path.read_bytes()[:left])
+    with caplog.at_level(logging.WARNING, "rsc_seg"):
+        again = open_tokens(encoder, views, cache)
+        assert torch.equal(again.tokens(range(15)), tokens) and torch.equal(again.labels(range(15)), labels)
+    assert "damaged feature cache" in caplog.text and "damaged label file" in caplog.text
 
 
 def test_another_checkpoint_view_or_resolution_has_its_own_cache(

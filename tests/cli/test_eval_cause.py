@@ -211,7 +211,12 @@ def test_given_cause_weights_are_only_scored(data: Path, tmp_path: Path) -> None
     assert main(argv) == 0
     result = read(tmp_path / "out")
     assert result["recipe"] is None and result["train_images"] is None
-    assert [p.name.split("-")[0] for p in (tmp_path / "out/cache/stages").iterdir()] == ["scores"]
+    assert {p.name.split("-")[0] for p in (tmp_path / "out/cache/stages").iterdir()} == {"labels", "scores"}
+    assert result["config"]["cause"]["head"] == "tr"
+    page = (tmp_path / "out/report.html").read_text()
+    assert "seed" not in re.sub(r"<(style|script|details|pre)\b.*?</\1>", "", page, flags=re.DOTALL).replace(
+        "run.seed", ""
+    ).replace("<dt>seeds</dt>", "")
     assert "CAUSE weights as given" in result["protocol"][1]
     before = numbers(result)
     save_cause(tmp_path / "given", model, ClusterProbe(3, 8))  # other centroids under the same names
@@ -320,6 +325,9 @@ def test_cause_weights_that_do_not_fit(data: Path, capsys: pytest.CaptureFixture
     refused(capsys, [*argv, *given(3, side=5)], "segment_tr.pth", "25 tokens", "8x8")
     refused(capsys, [*argv, str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "c")], str(tmp_path / "b"))
     segment, cluster, modular = given(3)
+    refused(capsys, [*argv, segment, cluster, modular, "--head", "mlp"], "segment_tr.pth", "--head mlp")
+    refused(capsys, [*argv, segment, cluster, modular, "--seeds", "2"], "cause.seeds=2", "--seeds 1")
+    assert not (tmp_path / "out").exists()
     refused(capsys, [*argv, cluster, segment, modular], "segment_tr.pth", "cluster_probe")
 
 

@@ -45,7 +45,7 @@ def config(data: Path, *more: str) -> EvalCauseConfig:
 
 
 def test_every_hyper_parameter_of_the_recipe_is_an_option() -> None:
-    of_the_run = {"head", "classes", "seed", "alpha"}
+    of_the_run = {"head", "classes", "seed"}
     assert set(HYPER_PARAMETERS) == {f.name for f in dataclasses.fields(CauseOptions)} - of_the_run
 
 
@@ -63,12 +63,26 @@ def test_a_recipe_is_the_preset_and_what_is_named(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "item", ["cause.share=0", "cause.share=1.1", "cause.ema=-0.1", "cause.positive=2", "cause.bank=0"]
+    "item",
+    ["cause.share=0", "cause.share=1.1", "cause.ema=-0.1", "cause.positive=2", "cause.bank=0", "cause.head_clip=.inf"]
+    + ["cause.lr=.inf", "cause.weight_decay=.inf", "cause.lr=.nan", "cause.temperature=-.inf", "cause.probe_clip=.nan"],
 )
 def test_values_out_of_range_are_named(item: str) -> None:
     with pytest.raises(UserError, match="cause.") as error:
         recipe(load_config(EvalCauseConfig, None, [item]), classes=27)
     assert item.split("=")[0] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "item",
+    ["run.precision=bf16-mixed", "run.devices=2", "run.nodes=2", "run.strategy=ddp", "run.wandb=true"]
+    + ["run.deterministic=true", "run.log_every=1", "run.save_every=5", "cache.max_gb=-1", "cache.max_gb=.nan"],
+)
+def test_options_that_would_be_ignored_are_refused(item: str) -> None:
+    with pytest.raises(UserError, match=item.partition("=")[0].replace(".", r"\.")) as error:
+        resolved(load_config(EvalCauseConfig, None, [item]))
+    assert "\n" not in str(error.value)
+    resolved(load_config(EvalCauseConfig, None, ["run.devices=1", "run.seed=4", "run.device=cpu"]))
 
 
 def test_the_resolved_configuration_gives_the_same_recipe() -> None:
@@ -166,7 +180,7 @@ def test_embedded_scenes_name_their_makers() -> None:
 
 def test_folder_says_what_was_asked_for() -> None:
     first = load_config(EvalCauseConfig, None, ["backbone.name=clip_vitb16", "score.full_image=true"])
-    assert default_folder(first) == Path("runs/cause_clip_vitb16_cityscapes_tr_detached_full")
+    assert default_folder(first) == Path("runs/cause_clip_vitb16_cityscapes_tr_released-4gpu_detached_full")
 
 
 def test_zero_has_no_sign() -> None:

@@ -71,6 +71,18 @@ def test_a_damaged_file_is_named(tmp_path: Path, left: int) -> None:
     assert str(path) in str(error.value) and make.calls == 1
 
 
+@pytest.mark.parametrize("left", [["about"], ["model.f.weight", "about"], ["model.f.weight", "counts.a b"], []])
+def test_a_file_that_lacks_arrays_is_damaged(tmp_path: Path, left: list[str]) -> None:
+    files, make = StageFiles(tmp_path), Maker()
+    path = files.get("codebook", {}, make).path
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in left}
+    np.savez(path, allow_pickle=False, **arrays)
+    with pytest.raises(UserError, match="damaged stage file .*delete it") as error:
+        files.get("codebook", {}, make)
+    assert str(path) in str(error.value) and make.calls == 1
+
+
 def test_a_module_comes_back_from_arrays() -> None:
     layer = torch.nn.Linear(3, 2)
     state = part({**prefixed(layer, "model."), "probe.x": np.zeros(1)}, "model.")

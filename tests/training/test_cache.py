@@ -1,10 +1,12 @@
 """Cached features: found by what they depend on, complete or absent, read without loading."""
 
 import errno
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from rsc_seg.config import CropConfig
 from rsc_seg.errors import UserError
 from rsc_seg.models.digest import module_digest
+from rsc_seg.training import cache as cache_module
 from rsc_seg.training.cache import cache_key, estimate_gb, open_cache
 
 SHAPES = {"a": (2, 3), "b": (1,)}
@@ -197,3 +200,77 @@ def test_key_follows_every_part() -> None:
     }
     assert len(keys) == 4
     assert cache_key(kind="x", crops=CropConfig()) in keys
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _gone(path: Path) -> None:
+    path.unlink()
+
+
+def _other(path: Path) -> None:
+    np.save(path, np.zeros((4, 2, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [("a.npy", _cut), ("a.npy", _empty), ("b.npy", _gone), ("a.npy", _other)]
+    + [("arrays.json", _cut), ("arrays.json", _empty)],
+)
+def test_a_damaged_cache_is_computed_again(
+    tmp_path: Path, file: str, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    produce = Counted()
+    open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=produce)
+    harm(tmp_path / "k" / file)
+    with caplog.at_level(logging.WARNING, "rsc_seg"):
+        found = open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=produce)
+    assert produce.calls == 2 and torch.equal(found.rows("a", [2]), features(2)["a"])
+    assert f"{tmp_path / 'k'}: damaged feature cache" in caplog.text
+    assert os.listdir(tmp_path) == ["k"]
+
+
+def test_two_that_compute_at_once_do_not_meet(tmp_path: Path) -> None:
+    inner, outer = Counted(), Counted()
+    seen: list[str] = []
+
+    def slow() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        for row in outer():
+            if not seen:  # another process begins, and ends, while this one is at work
+                seen.extend(os.listdir(tmp_path))
+                open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=inner)
+            yield row
+
+    found = open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=slow)
+    assert (inner.calls, outer.calls) == (1, 1) and len(seen) == 1 and str(os.getpid()) in seen[0]
+    assert torch.equal(found.rows("a", [4, 0]), torch.cat([features(4)["a"], features(0)["a"]]))
+    assert os.listdir(tmp_path) == ["k"]
+
+
+def test_only_left_overs_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    here = cache_module._host()
+    names = {
+        "dead": f".k.{here}-{dead.pid}-00000000.partial",
+        "living": f".k.{here}-{os.getppid()}-00000000.partial",
+        "elsewhere": ".k.00000000-1-00000000.partial",
+        "old": ".k.00000000-2-00000000.partial",
+        "another key": f".other.{here}-{dead.pid}-00000000.partial",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.npy").write_bytes(b"half")
+    two_days_ago = time.time() - 2 * 86400
+    for path in (tmp_path / names["old"] / "a.npy", tmp_path / names["old"]):
+        os.utime(path, (two_days_ago, two_days_ago))
+    os.utime(tmp_path / names["elsewhere"], (two_days_ago, two_days_ago))  # its file is written to still
+    open_cache(tmp_path, "k", SHAPES, rows=5, dtype="float32", produce=Counted())
+    left = {name for name, folder in names.items() if (tmp_path / folder).is_dir()}
+    assert left == {"living", "elsewhere", "another key"}
