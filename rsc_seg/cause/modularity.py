@@ -19,25 +19,32 @@ def modularity_matrix(x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L L"]:
     affinity.diagonal(dim1=1, dim2=2).zero_()
     degree = affinity.sum(2)
     total = degree.sum(1).clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
-    return (affinity - degree[:, :, None] * (degree[:, None, :] / total)) / total
+    # W is a small difference of larger numbers: the products are divided in the official order
+    return (affinity - degree[:, :, None] * degree[:, None, :] / total) / total
 
 
 class _BestShared(torch.autograd.Function):
-    """max_k c_ik c_jk for all pairs i <= j, row by row of the upper triangle: (B, L, K) -> (B, L (L + 1) / 2)."""
+    """max_k tanh(c_ik c_jk / T) for all pairs i <= j, row by row of the upper triangle: (B, L, K) -> (B, L (L + 1) / 2).
+
+    The tanh comes before the maximum although it is monotone: where it saturates in float32 several codes are equal, the
+    first of them gets the gradient, and Adam makes a full step of however small a gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, c: Tensor) -> Tensor:
+    def forward(ctx: Any, c: Tensor, temperature: float) -> Tensor:
         """Keeps the winning code of each pair, never the B x L x L x K products."""
-        found = [(c[:, i : i + 1] * c[:, i:]).max(dim=2) for i in range(c.shape[1])]
+        found = [(c[:, i : i + 1] * c[:, i:]).div_(temperature).tanh_().max(dim=2) for i in range(c.shape[1])]
         values, winners = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        ctx.save_for_backward(c, winners)
+        ctx.save_for_backward(c, values, winners)
+        ctx.temperature = temperature
         return values
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Only the winning code of a pair receives a gradient, at both of its tokens."""
-        c, winners = ctx.saved_tensors
+        c, values, winners = ctx.saved_tensors
+        grad = grad * (1 - values * values) / ctx.temperature
         i, j = torch.triu_indices(c.shape[1], c.shape[1], device=c.device)
         at_i, at_j = (
             (torch.arange(len(c), device=c.device)[:, None] * c.shape[1] + t) * c.shape[2] + winners for t in (i, j)
@@ -45,7 +52,7 @@ class _BestShared(torch.autograd.Function):
         flat, out = c.flatten(), torch.zeros(c.numel(), dtype=c.dtype, device=c.device)
         out.index_add_(0, at_i.flatten(), (grad * flat[at_j]).flatten())
         out.index_add_(0, at_j.flatten(), (grad * flat[at_i]).flatten())
-        return out.view_as(c)
+        return out.view_as(c), None
 
 
 def modularity_loss(
@@ -53,12 +60,12 @@ def modularity_loss(
 ) -> Float[Tensor, ""]:
     """-mean over images of sum_ij W_ij tanh(max_k C_ik C_jk / temperature), C = max(0, cosine(x, codes)).
 
-    `x` is taken as constant; gradients reach `codes` alone. Float32. The official code takes the tanh of all
-    B x K x L x L products; the maximum comes first here, and pairs are visited once, which gives the same numbers.
+    `x` is taken as constant; gradients reach `codes` alone. Float32. The official code holds the tanh of all
+    B x K x L x L products; here pairs are visited once, a row at a time, which gives the same numbers.
     """
     x = x.detach().float()
     cosine = F.normalize(x, dim=-1) @ F.normalize(codes.float(), dim=-1).T
-    shared = torch.tanh(_BestShared.apply(cosine.clamp(min=0)) / temperature)
+    shared = _BestShared.apply(cosine.clamp(min=0), temperature)
     i, j = torch.triu_indices(x.shape[1], x.shape[1], device=x.device)
     weight = modularity_matrix(x)[:, i, j] * torch.where(i == j, 1.0, 2.0)
     return -(weight * shared).sum(1).mean()
