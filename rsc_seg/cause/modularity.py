@@ -24,10 +24,10 @@ def modularity_matrix(x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L L"]:
 
 
 class _BestShared(torch.autograd.Function):
-    """max_k tanh(c_ik c_jk / T) for all pairs i <= j, row by row of the upper triangle: (B, L, K) -> (B, L (L + 1) / 2).
+    """max_k tanh(c_ik c_jk / T) for all pairs i <= j, row by row of the upper triangle: (B, L, K) -> (B, L(L+1)/2).
 
-    The tanh comes before the maximum although it is monotone: where it saturates in float32 several codes are equal, the
-    first of them gets the gradient, and Adam makes a full step of however small a gradient.
+    The tanh comes before the maximum although it is monotone: where it saturates in float32 several codes are equal,
+    the first of them gets the gradient, and Adam makes a full step of however small a gradient.
     """
 
     @staticmethod
