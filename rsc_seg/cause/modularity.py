@@ -18,8 +18,8 @@ def modularity_matrix(x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L L"]:
     affinity = (unit @ unit.transpose(1, 2)).clamp(min=0)
     affinity.diagonal(dim1=1, dim2=2).zero_()
     degree = affinity.sum(2)
-    total = degree.sum(1).clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
-    # W is a small difference of larger numbers: the products are divided in the official order
+    total = affinity.sum((1, 2)).clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
+    # W is a small difference of larger numbers: sums and products are taken in the official order, down to the last bit
     return (affinity - degree[:, :, None] * degree[:, None, :] / total) / total
 
 
