@@ -57,15 +57,24 @@ def refiner_candidate(encoder: DenseEncoder, refiner: Refiner, device: torch.dev
     )
 
 
-def checkpoint_candidate(path: Path, name: str, config: BackboneConfig, device: torch.device) -> ProbeRow:
-    """A tuned encoder from a file, checked against the backbone of `config`; its blend stands in its name."""
+def open_checkpoint(
+    path: Path, name: str, config: BackboneConfig, device: torch.device
+) -> tuple[DenseEncoder, WeightsInfo, str]:
+    """A tuned encoder from a file, checked against the backbone of `config`, with its sidecar's facts and `name`, to
+    which the blend is added."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint.")
     encoder, info = build_backbone(
         dataclasses.replace(config, weights=str(path), position_rule="auto", last_block="auto", depth=None), device
     )
     alpha = info.training.get("alpha")
-    return encoder_candidate(name if alpha is None else f"{name}, alpha {alpha:g}", encoder, device)
+    return encoder, info, name if alpha is None else f"{name}, alpha {alpha:g}"
+
+
+def checkpoint_candidate(path: Path, name: str, config: BackboneConfig, device: torch.device) -> ProbeRow:
+    """The row of a tuned encoder from a file."""
+    encoder, _, name = open_checkpoint(path, name, config, device)
+    return encoder_candidate(name, encoder, device)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -15,7 +15,7 @@ from rsc_seg.config import BackboneConfig, CauseConfig, EvalCauseConfig, to_yaml
 from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write, sha256_of
 from rsc_seg.models.build import build_backbone
-from rsc_seg.pipelines.candidates import shortened, unique_names
+from rsc_seg.pipelines.candidates import open_checkpoint, shortened, unique_names
 from rsc_seg.pipelines.cause_check import RESULT, check_folder, check_labels
 from rsc_seg.pipelines.cause_encoder import Candidate, EncoderRun, Measured, Trained
 from rsc_seg.pipelines.cause_plan import Plan, make_plan, resolved
@@ -43,13 +43,9 @@ def _candidates(config: BackboneConfig, checkpoints: Sequence[Path], device: tor
     encoder, info = build_backbone(config, device)
     found = [Candidate(UNTUNED, encoder, info, shortened(encoder, config))]
     for path, name in zip(checkpoints, unique_names(checkpoints), strict=True):
-        if not path.is_file():
-            raise UserError(f"{path}: no such checkpoint.")
-        own = dataclasses.replace(config, weights=str(path), position_rule="auto", last_block="auto", depth=None)
-        tuned, facts = build_backbone(own, device)
-        alpha = facts.training.get("alpha")
+        tuned, facts, named = open_checkpoint(path, name, config, device)
         note = "" if tuned.depth == encoder.depth else f"{tuned.depth} blocks, the untuned encoder has {encoder.depth}"
-        found.append(Candidate(name if alpha is None else f"{name}, alpha {alpha:g}", tuned, facts, note))
+        found.append(Candidate(named, tuned, facts, note))
     names = [c.name for c in found]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
