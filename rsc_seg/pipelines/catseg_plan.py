@@ -1,0 +1,66 @@
+"""From the options of Cat-Seg's commands to a model and a protocol."""
+
+import dataclasses
+from pathlib import Path
+from typing import Optional
+
+from rsc_seg.config import require_choice
+from rsc_seg.config_catseg import CatSegModelConfig, CatSegTestConfig, ClipConfig
+from rsc_seg.errors import UserError
+from rsc_seg.seg.build import CatSegPlan
+from rsc_seg.seg.inference import SlidingOptions
+from rsc_seg.seg.options import CatSegOptions
+
+PROTOCOLS = ("sliding", "whole")
+
+
+def pair(key: str, values: list[int]) -> tuple[int, int]:
+    """Two numbers of an option; UserError for another count."""
+    if len(values) != 2:
+        raise UserError(f"{key}={values}: give two numbers.")
+    return values[0], values[1]
+
+
+def model_options(config: CatSegModelConfig) -> CatSegOptions:
+    """The model's sizes and habits. Raises UserError naming the option that cannot be used."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(CatSegOptions)}
+    for name in ("grid", "decoder", "taps", "decoder_guidance"):
+        values[name] = pair(f"model.{name}", values[name])
+    if values["prompts"] is None:
+        values["prompts"] = CatSegOptions().prompts
+    return CatSegOptions(**values)
+
+
+def catseg_plan(
+    clip: ClipConfig, model: CatSegModelConfig, *, seed: int, checkpoint: Optional[Path] = None
+) -> CatSegPlan:
+    """What `build_catseg` builds; `checkpoint`: a whole Cat-Seg, loaded last.
+
+    A checkpoint brings both towers along, so official CLIP weights are not fetched for it. Raises UserError for a tuned
+    image tower beside a whole Cat-Seg, and for options that cannot be used.
+    """
+    if checkpoint is not None and clip.checkpoint is not None:
+        raise UserError(
+            f"clip.checkpoint={clip.checkpoint}: {checkpoint} holds an image tower already; give one of the two."
+        )
+    weights = "none" if checkpoint is not None and clip.weights == "official" else clip.weights
+    return CatSegPlan(
+        backbone=clip.name,
+        weights=clip.checkpoint or weights,
+        text=weights,
+        version=model.version,
+        finetune=model.finetune or "",
+        checkpoint="" if checkpoint is None else str(checkpoint),
+        options=model_options(model),
+        guide=model.guide,
+        attention=clip.attention,
+        seed=seed,
+    )
+
+
+def sliding_options(config: CatSegTestConfig) -> Optional[SlidingOptions]:
+    """The sliding window of a protocol, None for one view. Raises UserError for options that cannot be used."""
+    require_choice("test.protocol", config.protocol, PROTOCOLS)
+    if config.protocol == "whole":
+        return None
+    return SlidingOptions(pair("test.size", config.size), config.window, config.overlap, config.global_view)
