@@ -116,11 +116,31 @@ class DistillStageConfig:
     temperature_student: float = 0.2
     temperature_teacher: float = 0.2
     normalize: bool = True  # false: raw dot products
-    target: str = "refiner"  # refiner (R-SCD) | teacher (SCD, the control)
+    target: str = "refiner"  # refiner (R-SCD) | teacher (SCD, the control); an objective with RLA says it itself
+    loss: str = "scd"  # scd | frobenius | inter | attention | densecl | ibot (Table 6's replacements of SCD)
+    weight: Optional[float] = None  # lambda, of this loss beside RLA; null: 0.2 (up to 12 blocks), 0.4 (more)
+    boxes_from: str = "own"  # own (crops.*: random boxes, or those of data.proposals) | rla (the boxes of RLA)
+    ema: float = 0.999  # densecl and ibot: decay of the averaged student that is their target
     trainable: str = "blocks"  # blocks | blocks_norm | last_K (for example last_4) | all
     control: bool = False  # train the equal SCD control without the Refiner as well
     alpha: float = 0.5  # exported weights = alpha * student + (1 - alpha) * start
     end_to_end: bool = False  # E2E: both stages' losses in one run
+
+
+@dataclass
+class RlaConfig:
+    """Region-language alignment (Eq. 1), for the objectives that have it."""
+
+    boxes: str = "auto"  # auto (proposals where data.proposals is set, else grid) | proposals | gt | grid | random
+    per_image: int = 20  # boxes of an image in one step, at most
+    enlarge: float = 1.5  # sides of the teacher's crop over those of its box; the grid's cells are never enlarged
+    crop_size: list[int] = field(default_factory=list)  # height, width of that crop; []: the encoder's native size
+    min_area: float = 64.0  # pixels of the original picture; smaller boxes are left out
+    max_area: float = 1048576.0  # and larger ones, too
+    nouns: Optional[str] = None  # RegionText: file of class names (docs/datasets.md); null: COCO's 80 things
+    noun_embeddings: Optional[str] = None  # RegionText: .npy (nouns, width); null: made by the CLIP's text tower
+    pseudo_labels: Optional[str] = None  # RegionText: COCO-format boxes whose category_id is a noun; null: made here
+    sampled: int = 100  # RegionText: classes of one step, those that appear and random others
 
 
 @dataclass
@@ -182,12 +202,16 @@ class EvaluateConfig:
 class RscvConfig:
     """tools/rscv_finetune.py."""
 
+    objective: str = (
+        "rscv"  # rscv | scd | clipself | sc-clipself | r-sc-clipself | regiontext | sc-regiontext | r-sc-regiontext
+    )
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     refine: RefineStageConfig = field(default_factory=RefineStageConfig)
     distill: DistillStageConfig = field(default_factory=DistillStageConfig)
+    rla: RlaConfig = field(default_factory=RlaConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     run: RunConfig = field(default_factory=RunConfig)

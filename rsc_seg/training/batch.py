@@ -1,10 +1,10 @@
 """What a training step receives."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Optional
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rsc_seg.models.encoder import EarlyFeatures
@@ -17,6 +17,28 @@ def _present(value: Optional[Tensor], name: str) -> Tensor:
 
 
 @dataclass  # not frozen: under mixed precision Fabric casts the fields of a copy
+class Regions:
+    """Boxes of region-language alignment, N places an image of which `valid` are filled (the others hold zeros).
+
+    boxes: xyxy in pixels of the resized frame. crops: what the teacher sees of them, normalised (CLIPSelf). nouns: the
+    class of each box, -1 where there is none (RegionText).
+    """
+
+    boxes: Float[Tensor, "B N 4"]
+    valid: Bool[Tensor, "B N"]
+    crops: Optional[Float[Tensor, "B N 3 h w"]] = None
+    nouns: Optional[Int[Tensor, "B N"]] = None
+
+    def to(self, device: torch.device) -> "Regions":
+        """The same regions with their tensors on `device`."""
+        moved = {
+            f.name: None if (value := getattr(self, f.name)) is None else value.to(device, non_blocking=True)
+            for f in fields(self)
+        }
+        return Regions(**moved)
+
+
+@dataclass  # not frozen, for the same reason
 class Batch:
     """B images with R boxes each (xyxy, pixels of the resized frame). What a cache supplies is left out of the rest.
 
@@ -34,6 +56,7 @@ class Batch:
     region_tokens: Optional[Float[Tensor, "BR L D"]] = None
     whole_tokens: Optional[Float[Tensor, "B N D"]] = None
     valid: Optional[Float[Tensor, "B 4"]] = None
+    regions: Optional[Regions] = None  # of region-language alignment
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (file, reason) of unreadable images
 
     @property
@@ -62,4 +85,5 @@ class Batch:
             region_tokens=move(self.region_tokens),
             whole_tokens=move(self.whole_tokens),
             valid=move(self.valid),
+            regions=None if self.regions is None else self.regions.to(device),
         )
