@@ -1,6 +1,6 @@
 """What a training step receives."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Optional
 
 import torch
@@ -31,11 +31,16 @@ class Regions:
 
     def to(self, device: torch.device) -> "Regions":
         """The same regions with their tensors on `device`."""
-        moved = {
-            f.name: None if (value := getattr(self, f.name)) is None else value.to(device, non_blocking=True)
-            for f in fields(self)
-        }
-        return Regions(**moved)
+
+        def move(value: Optional[Tensor]) -> Optional[Tensor]:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return Regions(
+            self.boxes.to(device, non_blocking=True),
+            self.valid.to(device, non_blocking=True),
+            move(self.crops),
+            move(self.nouns),
+        )
 
 
 @dataclass  # not frozen, for the same reason
