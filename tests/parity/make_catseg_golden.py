@@ -7,8 +7,10 @@ their seeds, so that only outputs are stored. `--size` with a real one compares 
 """
 
 import argparse
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from tests.parity.official_catseg import (
     set_official,
 )
 
+CLIP = "sem_seg_head.predictor.clip_model."
 GOLDEN = Path(__file__).parent / "golden"
 WORDS = ("wall", "building, edifice", "sky", "tree", "car-door", "person", "sea", "lamp", "rug", "fence")
 STRIDE = 5  # of the logits that are kept, in both directions
@@ -129,10 +132,41 @@ def official_training(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
     return loss.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
 
 
+def official_name(key: str) -> str:
+    """Of a trainable parameter outside CLIP, or of one part of a split projection."""
+    if not key.startswith(("encoder.", "text.")):
+        return key.replace("aggregator.", "sem_seg_head.predictor.transformer.")
+    number = next(part for part in key.split(".") if part.isdigit())
+    tower = "visual." if key.startswith("encoder.") else ""
+    return f"{CLIP}{tower}transformer.resblocks.{number}.attn.{'qkv'[int(key[-1])]}_proj_weight"
+
+
+def without_gradient(names: Iterable[str], *, blocks: int) -> list[str]:
+    """Official names whose gradient is zero but for rounding: a bias of keys shifts all scores of a query alike, and
+    the last image block never uses its queries."""
+    nothing = [key for key in names if re.search(r"swin_block\.block_[12]\.attn\.k\.bias$", key)]
+    return [*nothing, f"{CLIP}visual.transformer.resblocks.{blocks - 1}.attn.q_proj_weight"]
+
+
 def say(line: str) -> None:
     """A line at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def compare_training(official: Any, name: str) -> None:
+    """Prints how far loss and norms of gradients are apart at real size."""
+    model = our_model(SIZES[name], our_options(TRAIN))
+    load_official(model, official.state_dict(), "official")
+    (loss, grads), (wanted, theirs) = our_training(model), official_training(official)
+    ours = {official_name(key): float(grad.norm()) for key, grad in grads.items()}
+    norms = {key: float(grad.norm()) for key, grad in theirs.items()}
+    nothing = without_gradient(norms, blocks=model.encoder.depth)
+    apart = max(abs(ours[key] - norm) / norm for key, norm in norms.items() if key not in nothing)
+    say(
+        f"{name} training: loss {abs(float(loss - wanted)):.1e} of {float(wanted):.3f}, norms of {len(norms)} "
+        f"gradients {apart:.1e} (relative; same names: {ours.keys() == norms.keys()})"
+    )
 
 
 def compare_real(official: Any, name: str) -> None:
@@ -143,6 +177,7 @@ def compare_real(official: Any, name: str) -> None:
         load_official(model, state, "official")
         ours, theirs = our_outputs(model, case), official_outputs(official, case)
         say(f"{name} {key}: " + ", ".join(f"{k} {float((ours[k] - theirs[k]).abs().max()):.1e}" for k in ours))
+    compare_training(official, name)
 
 
 def main() -> None:
