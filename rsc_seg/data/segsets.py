@@ -23,7 +23,8 @@ class SegSet:
     exists counts. `raw` is the download (folder or file), `labels` the folder that the preparation makes, in which
     values are 0..label_count-1 and `ignore_label`. An image and its labels share their path but for `image_end` and
     `label_end`. `counts` are the sizes that the complete split may have (pairs, before labels without any class are
-    left out). `evaluation` is the column of Cat-Seg's table, `evaluator` detectron2's kind.
+    left out). `evaluation` is the column of Cat-Seg's table, `evaluator` detectron2's kind. `subset`: the split is
+    smaller than the official one of `prepared_by`, and is prepared as such.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SegSet:
     label_end: str = ".png"
     evaluation: Optional[str] = None
     evaluator: str = "sem_seg"
+    subset: bool = False
 
     def base(self, root: Path) -> Path:
         """The folder of the set below `root`: the first of `bases` with raw or prepared labels, else the first."""
@@ -87,7 +89,7 @@ class SegSet:
         Raises UserError when the set is not prepared, or an image is missing.
         """
         folder, images = self.label_folder(root), self.image_folder(root)
-        hint = f"run tools/prepare_data.py {self.prepared_by} --root {root}"
+        hint = f"run tools/prepare_data.py {self.prepared_by} --root {root}" + (" --subset" if self.subset else "")
         stems = list(label_stems(folder, self.label_end)) if folder.is_dir() else []
         if not stems:
             raise UserError(f"{folder}: no prepared labels of {self.title} ({self.split}) there; {hint}.")
@@ -271,15 +273,36 @@ SEGSETS = (
     _cityscapes("train", 2975),
     _cityscapes("val", 500),
 )
+
+
+def _scenes(split: str, folder: str) -> SegSet:
+    return SegSet(
+        name=f"scenes_{split}",
+        prepared_by="ade20k_150",
+        catalog=f"scenes_{split}_sem_seg",
+        title="Embedded scenes",
+        split=split,
+        bases=("ADEChallengeData2016",),
+        images=(f"images/{folder}",),
+        raw=(f"annotations/{folder}",),
+        labels=f"annotations_detectron2/{folder}",
+        vocabulary="ade20k_150",
+        label_count=150,
+        counts=(),
+        subset=True,
+    )
+
+
+SCENE_SETS = (_scenes("train", "training"), _scenes("val", "validation"))  # composed, not downloaded
 PREPARED_SETS = tuple(dict.fromkeys(s.prepared_by for s in SEGSETS))
 
 
 def segset(name: str) -> SegSet:
     """The descriptor called `name`, as ours or as detectron2's catalogue has it. Raises UserError for another name."""
-    for found in SEGSETS:
+    for found in (*SEGSETS, *SCENE_SETS):
         if name in (found.name, found.catalog):
             return found
-    known = [s.name for s in SEGSETS]
+    known = [s.name for s in (*SEGSETS, *SCENE_SETS)]
     raise UserError(f"set '{name}': must be one of {', '.join(known)}.{suggestion(name, known)}")
 
 
