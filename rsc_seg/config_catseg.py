@@ -94,6 +94,9 @@ class CatSegTestConfig:
     check_images: int = 32  # of the training set, for that check
     pictures: int = 6  # test images in the report
 
+    def __post_init__(self) -> None:
+        self.check = {"False": "off"}.get(self.check, self.check)  # YAML reads off as a boolean
+
 
 @dataclass
 class TrainCatSegConfig:
@@ -114,4 +117,6 @@ class SegmentConfig:
     clip: ClipConfig = field(default_factory=ClipConfig)
     model: CatSegModelConfig = field(default_factory=CatSegModelConfig)
     test: CatSegTestConfig = field(default_factory=CatSegTestConfig)
+    min_size_test: int = 640  # short side of a picture before the protocol, as of data.min_size_test
+    max_size_test: int = 2560
     run: RunConfig = field(default_factory=RunConfig)

@@ -3,23 +3,22 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from PIL import Image
 
 from rsc_seg.cause.scores import SegmentationScores, name_clusters
 from rsc_seg.config import to_yaml
-from rsc_seg.data.photos import PHOTOS, TEXTURES
 from rsc_seg.pipelines.cause_encoder import Measured
 from rsc_seg.pipelines.cause_plan import Plan
 from rsc_seg.pipelines.cause_text import ROWS, SCORES, dead_lines, headline_row, ordered, signed
+from rsc_seg.pipelines.page_parts import MOST_CLASSES, capital, change_cell, picture_credits, provenance
 from rsc_seg.probe.scoring import percent_summary
 from rsc_seg.viz.parts import Cell, Column, FigureGroup, Report, Row, Table
 from rsc_seg.viz.report import write_report
 from rsc_seg.viz.segmentation import SECTION, Segmented, segmentation_groups
 
-MOST_CLASSES = 60  # more are in the CSV alone
 _OVER_SEEDS = (
     "CAUSE is trained anew for every encoder and seed, and its cluster scores vary between seeds: a difference within "
     "the spread is no difference, and a single seed has no spread to hold it against."
@@ -37,10 +36,6 @@ _LEAK = (
 )
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def _score_table(result: Mapping[str, Any], row: str, *, caption: bool) -> Table:
     """One kind of scores for every encoder; the first table carries the words that hold for all."""
     columns = [Column(key, title, better="higher") for key, title in SCORES.items()]
@@ -55,7 +50,7 @@ def _score_table(result: Mapping[str, Any], row: str, *, caption: bool) -> Table
     single = "One seed of CAUSE: its spread is not known." if result["recipe"] else "Given CAUSE weights."
     spread = f"± is over {count} seeds of CAUSE." if count > 1 else single
     about = f"{result['val_images']} images of {result['dataset']}, {len(result['classes'])} classes; percent. {spread}"
-    return Table(_capital(ROWS[row]), columns, rows, about if caption else "")
+    return Table(capital(ROWS[row]), columns, rows, about if caption else "")
 
 
 def _seed_table(result: Mapping[str, Any], row: str) -> Table:
@@ -66,7 +61,7 @@ def _seed_table(result: Mapping[str, Any], row: str) -> Table:
         for entry in result["rows"]
         for seed in entry["seeds"]
     ]
-    return Table(f"{_capital(ROWS[row])}: every seed", columns, rows)
+    return Table(f"{capital(ROWS[row])}: every seed", columns, rows)
 
 
 def _summary(values: Sequence[float]) -> Cell:
@@ -75,11 +70,6 @@ def _summary(values: Sequence[float]) -> Cell:
         return Cell(None)
     found = percent_summary(known)
     return Cell(found["mean"], found["std"])
-
-
-def _change(before: Cell, after: Cell) -> Cell:
-    known = before.value is not None and after.value is not None
-    return Cell(after.value - before.value) if known else Cell(None)  # type: ignore[operator]
 
 
 def _class_table(result: Mapping[str, Any], measured: Sequence[Measured], row: str) -> Table:
@@ -99,7 +89,7 @@ def _class_table(result: Mapping[str, Any], measured: Sequence[Measured], row: s
             cells[f"iou{k}"] = found
             matching = m.scores[0][row].matching
             cells[f"cluster{k}"] = None if matching is None else float(matching[t])
-            cells |= {f"change{k}": _change(cells["iou0"], found)} if k else {}  # type: ignore[arg-type]
+            cells |= {f"change{k}": change_cell(cells["iou0"], found)} if k else {}  # type: ignore[arg-type]
         rows.append(Row(name, cells))
     mean = ", mean over seeds" if len(measured[0].seeds) > 1 else ""
     caption = f"{ROWS[row]}; percent{mean}; – is a class in neither labels nor predictions."
@@ -130,20 +120,6 @@ def _pictures(plan: Plan, measured: Sequence[Measured], row: str) -> list[Figure
     return segmentation_groups(shots, plan.sets.val.data.classes, plan.sets.val.data.palette)
 
 
-def picture_credits(dataset: str, root: Optional[Path] = None) -> str:
-    """Who made the parts that the embedded scenes are composed of; nothing for other sets.
-
-    In the layouts of public sets the scenes are known by their list, which lies in `root` or in the folder above it.
-    """
-    if dataset != "scenes" and (root is None or not any((p / "scenes.json").is_file() for p in (root, root.parent))):
-        return ""
-    makers = [f"{name} by {photo.credit} ({photo.licence})" for name, photo in (PHOTOS | TEXTURES).items()]
-    return (
-        f"The scenes are drawn and composed of cut and recoloured parts of these photographs: {'; '.join(makers)}. "
-        "CC BY 2.0: https://creativecommons.org/licenses/by/2.0/."
-    )
-
-
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """What the table says, in words made from its numbers alone."""
     row = headline_row(result["rows"][0]["scores"])
@@ -156,7 +132,7 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         if entry["delta"] is not None:
             changes = [signed(entry["delta"][row][key]) for key in SCORES]
             text += f" (change: {', '.join(changes)})".replace("-", "−")
-        lines.append(f"{_capital(text)}.")
+        lines.append(f"{capital(text)}.")
     return [*lines, *dead_lines(result)]
 
 
@@ -183,13 +159,13 @@ def build_cause_report(path: Path, plan: Plan, result: Mapping[str, Any], measur
         title=f"CAUSE on {plan.config.backbone.name}, {result['dataset']}",
         subtitle=f"{encoder.depth} blocks; {result['val_images']} images scored; "
         + ("given CAUSE weights" if seed is None else f"{result['train_images']} images for training"),
-        provenance=f"{info.note or 'Weights: ' + info.source + '.'} Licence of the weights: {info.licence}.",
+        provenance=provenance(info.note, info.source, info.licence),
         summary=[*summary_lines(result), *([_LEAK] if released else []), *result["protocol"]],
         limits=[text for text in _LIMITS if seed is not None or text != _OVER_SEEDS]
         + ([f"Scores of the {len(result['classes'])} classes are in classes.csv."] if many else []),
         tables=tables,
         figures=_pictures(plan, measured, row),
-        intros={SECTION: _capital(about)},
+        intros={SECTION: capital(about)},
         outros={SECTION: picture_credits(plan.config.data.dataset, plan.sets.val.data.images.storage.root)},
         sections=["Results", SECTION, "Classes"],
         config_yaml=to_yaml(plan.config),

@@ -4,22 +4,31 @@ import dataclasses
 import json
 import logging
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
-from rsc_seg.config import RscvConfig, load_config, to_yaml
+from rsc_seg.config import RscvConfig, RunConfig, load_config, to_yaml
 from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write
 
 _log = logging.getLogger(__name__)
+Counts = Callable[[Any], dict[str, Any]]
 _PACKAGES = ("rsc-seg", "torch", "torchvision", "timm", "lightning-fabric", "xformers", "numpy", "pillow")
 _MADE = ("config.yaml", "run.json", "metrics.jsonl", "tensorboard", "wandb", "cache", "checkpoints")
+
+
+class HasRun(Protocol):
+    """The configuration of any command that trains."""
+
+    run: RunConfig
 
 
 def git_commit() -> str:
@@ -38,9 +47,9 @@ def git_commit() -> str:
 
 
 def command_line() -> str:
-    """The command as typed, with the script's path shortened to what a checkout has."""
+    """The command as a shell takes it, with the script's path shortened to what a checkout has."""
     script = Path(sys.argv[0])
-    return " ".join([f"{script.parent.name}/{script.name}" if script.suffix == ".py" else script.name, *sys.argv[1:]])
+    return shlex.join([f"{script.parent.name}/{script.name}" if script.suffix == ".py" else script.name, *sys.argv[1:]])
 
 
 def environment() -> dict[str, str]:
@@ -55,8 +64,8 @@ def environment() -> dict[str, str]:
 
 
 def default_folder(config: RscvConfig) -> Path:
-    """runs/rscv_<backbone>."""
-    return Path("runs") / f"rscv_{config.backbone.name}"
+    """runs/<objective>_<backbone>."""
+    return Path("runs") / f"{config.objective}_{config.backbone.name}"
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -70,8 +79,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return keys
 
 
-def _what_counts(config: RscvConfig) -> dict[str, Any]:
-    """The options that results depend on."""
+def what_counts(config: RscvConfig) -> dict[str, Any]:
+    """The options that results of rscv_finetune.py depend on."""
     found = dataclasses.asdict(config)
     for key in ("cache", "probe"):
         del found[key]
@@ -82,8 +91,8 @@ def _what_counts(config: RscvConfig) -> dict[str, Any]:
     return found
 
 
-def _check_same(folder: Path, config: RscvConfig, *, second_stage: bool) -> None:
-    old, new = _what_counts(load_config(RscvConfig, folder / "config.yaml")), _what_counts(config)
+def _check_same(folder: Path, config: HasRun, counts: Counts, *, second_stage: bool) -> None:
+    old, new = counts(load_config(type(config), folder / "config.yaml")), counts(config)
     if second_stage:
         del old["distill"], new["distill"]
     changed = ", ".join(_differences(old, new)[:4])
@@ -105,10 +114,13 @@ def awaits_second_stage(folder: Path) -> bool:
     return (folder / "refiner.safetensors").is_file() and not any(path.exists() for path in begun)
 
 
-def open_run_folder(folder: Path, config: RscvConfig, *, resume: bool, second_stage: bool = False) -> bool:
+def open_run_folder(
+    folder: Path, config: HasRun, *, resume: bool, second_stage: bool = False, counts: Counts = what_counts
+) -> bool:
     """Makes the run folder with config.yaml, or checks that a resumed run is the same run; True when it was made.
 
-    `second_stage`: stage 1's folder is taken over for stage 2, whose options then replace those in config.yaml.
+    `counts` gives the options in which the same run may not differ. `second_stage`: stage 1's folder is taken over for
+    stage 2, whose options then replace those in config.yaml.
     Raises UserError when the folder holds a run and neither is asked for, or when the configuration differs.
     """
     if folder.exists() and not folder.is_dir():
@@ -119,7 +131,7 @@ def open_run_folder(folder: Path, config: RscvConfig, *, resume: bool, second_st
             f"{folder}: holds a run already; add --resume to go on with it, or choose another --output-dir."
         )
     if present:
-        _check_same(folder, config, second_stage=second_stage)
+        _check_same(folder, config, counts, second_stage=second_stage)
         if second_stage:
             _write_config(folder, config)
         return False
@@ -129,19 +141,20 @@ def open_run_folder(folder: Path, config: RscvConfig, *, resume: bool, second_st
     return True
 
 
-def _write_config(folder: Path, config: RscvConfig) -> None:
+def _write_config(folder: Path, config: HasRun) -> None:
     text = to_yaml(config)
     atomic_write(folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8") and None)
 
 
-def take_back(folder: Path, *, whole: bool) -> None:
+def take_back(folder: Path, *, whole: bool, made: Sequence[str] = _MADE) -> None:
     """Removes what a run that `open_run_folder` has just made left here, unless it holds a checkpoint or weights.
 
-    `whole`: the folder itself was made, too, and goes when nothing else lies in it.
+    `whole`: the folder itself was made, too, and goes when nothing else lies in it. `made`: names of what such runs
+    leave.
     """
     if any(folder.glob("*.safetensors")) or any(folder.glob("checkpoints/*/*.pt")):
         return
-    for name in _MADE:
+    for name in made:
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -158,7 +171,7 @@ def update_json(path: Path, values: dict[str, Any]) -> None:
     atomic_write(path, lambda p: p.write_text(text, encoding="utf-8") and None)
 
 
-def record_run(folder: Path, config: RscvConfig, **facts: Any) -> None:
+def record_run(folder: Path, config: HasRun, **facts: Any) -> None:
     """run.json: command, commit, seed, versions, and the facts given.
 
     A run that goes on keeps its first command and commit; the later ones stand in `resumed`.

@@ -4,22 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer
 from PIL import Image
 
 from rsc_seg.errors import UserError
+from rsc_seg.viz.overlay import RGB, VOID, blended, label_picture, labels_at, outlined, photograph_at
 from rsc_seg.viz.parts import Figure, FigureGroup
 
-RGB = tuple[int, int, int]
-VOID: RGB = (128, 128, 128)  # what is not scored
+__all__ = ["SECTION", "VOID", "Look", "Segmented", "label_picture", "right_share", "segmentation_groups"]
 SECTION = "Predictions"
 ABOUT = (
     "One colour a class, the same in labels and predictions; grey is not scored. Below a prediction stands the share "
     "of this picture's labelled pixels that it names right."
 )
+_OVER_PHOTOGRAPH = "The colours lie over the photograph, so they are paler than in the key."
 _SWATCH = (8, 64)  # pixels, height and width
 _KEY_COLUMNS = 6
 _MOST_NAMED = 5  # classes that an alt text names
+_SIDE = 560  # pixels of the longer side of a map over its photograph
 
 
 @dataclass
@@ -31,35 +33,61 @@ class Segmented:
 
     name: str
     image: Image.Image
-    labels: UInt8[np.ndarray, "H W"]
-    predictions: Mapping[str, UInt8[np.ndarray, "H W"]]
+    labels: Integer[np.ndarray, "H W"]
+    predictions: Mapping[str, Integer[np.ndarray, "H W"]]
 
 
-def label_picture(labels: UInt8[np.ndarray, "H W"], palette: Sequence[RGB]) -> Image.Image:
-    """The map in the colours of `palette`; values beyond it are grey."""
-    table = np.full((256, 3), VOID, np.uint8)
-    table[: len(palette)] = np.array(palette, np.uint8)
-    return Image.fromarray(table[labels])
+@dataclass(frozen=True)
+class Look:
+    """How maps are shown: flat colours, or with `alpha` above 0 over the photograph, with outlines.
+
+    `section` of the page; the key has at most `most` colours, those of the most pixels.
+    """
+
+    section: str = SECTION
+    alpha: float = 0.0
+    most: int | None = None
+
+    @property
+    def about(self) -> str:
+        """How to read the pictures."""
+        return f"{ABOUT} {_OVER_PHOTOGRAPH}" if self.alpha else ABOUT
 
 
-def right_share(labels: UInt8[np.ndarray, "H W"], predicted: UInt8[np.ndarray, "H W"], classes: int) -> float | None:
+def right_share(
+    labels: Integer[np.ndarray, "H W"], predicted: Integer[np.ndarray, "H W"], classes: int
+) -> float | None:
     """Share of the labelled pixels whose class is predicted; None when no pixel is labelled."""
     scored = labels < classes
     return float((labels[scored] == predicted[scored]).mean()) if scored.any() else None
 
 
-def _named(values: UInt8[np.ndarray, "H W"], classes: Sequence[str]) -> str:
+def _named(values: Integer[np.ndarray, "H W"], classes: Sequence[str]) -> str:
     """The classes of a map, the largest first."""
-    found = np.bincount(values.ravel(), minlength=256)[: len(classes)]
+    found = np.bincount(values[values < len(classes)].ravel(), minlength=len(classes))
     order = [int(k) for k in np.argsort(-found, kind="stable") if found[k]]
     more = f" and {len(order) - _MOST_NAMED} more" if len(order) > _MOST_NAMED else ""
     return ", ".join(classes[k] for k in order[:_MOST_NAMED]) + more if order else "no class"
 
 
-def _strip(shot: Segmented, classes: Sequence[str], palette: Sequence[RGB]) -> list[Figure]:
+def _map_figure(
+    shot: Segmented, values: Integer[np.ndarray, "H W"], palette: Sequence[RGB], look: Look, texts: tuple[str, str, str]
+) -> Figure:
+    """A map in colours; `texts`: alt text, label, remark."""
+    if not look.alpha:
+        return Figure(label_picture(values, palette), *texts)
+    share = min(1.0, _SIDE / max(values.shape))
+    size = (max(1, round(values.shape[1] * share)), max(1, round(values.shape[0] * share)))
+    small = labels_at(values, size)
+    over = outlined(blended(photograph_at(shot.image, size), small, palette, look.alpha), small)
+    return Figure(over, *texts, tokens=False)
+
+
+def _strip(shot: Segmented, classes: Sequence[str], palette: Sequence[RGB], look: Look) -> list[Figure]:
+    about = f"Labels of {shot.name}: {_named(shot.labels, classes)}"
     figures = [
         Figure(shot.image, f"Photograph {shot.name}", "image", tokens=False),
-        Figure(label_picture(shot.labels, palette), f"Labels of {shot.name}: {_named(shot.labels, classes)}", "labels"),
+        _map_figure(shot, shot.labels, palette, look, (about, "labels", "")),
     ]
     for name, predicted in shot.predictions.items():
         if predicted.shape != shot.labels.shape:
@@ -67,32 +95,39 @@ def _strip(shot: Segmented, classes: Sequence[str], palette: Sequence[RGB]) -> l
         share = right_share(shot.labels, predicted, len(classes))
         note = "no labelled pixel" if share is None else f"{100 * share:.1f} % right"
         alt = f"Prediction of {name} for {shot.name}: {_named(predicted, classes)}; {note}"
-        figures.append(Figure(label_picture(predicted, palette), alt, name, note))
+        figures.append(_map_figure(shot, predicted, palette, look, (alt, name, note)))
     return figures
 
 
-def _key(shots: Sequence[Segmented], classes: Sequence[str], palette: Sequence[RGB]) -> FigureGroup:
+def _key(shots: Sequence[Segmented], classes: Sequence[str], palette: Sequence[RGB], look: Look) -> FigureGroup:
     """A bar of colour for each class that occurs; names stand beside as text, so they fit every screen and theme."""
-    seen = {int(v) for shot in shots for map_ in (shot.labels, *shot.predictions.values()) for v in np.unique(map_)}
-    bars: list[Figure] = []
-    for k in sorted(seen):
-        name, colour = (classes[k], palette[k]) if k < len(classes) else ("not scored", VOID)
-        if bars and k >= len(classes) and bars[-1].label == name:
-            continue
-        bar = Image.fromarray(np.full((*_SWATCH, 3), colour, np.uint8))
-        bars.append(Figure(bar, f"Colour of {name}", name))
+    total = len(classes)
+    counts = np.zeros(total + 1, np.int64)  # all values beyond the classes together: not scored
+    for shot in shots:
+        for values in (shot.labels, *shot.predictions.values()):
+            counts += np.bincount(np.minimum(values, total).ravel(), minlength=total + 1)
+    seen = [int(k) for k in np.flatnonzero(counts[:total])]
+    kept = sorted(sorted(seen, key=lambda k: -counts[k])[: look.most])
+    keys = [(classes[k], palette[k]) for k in kept] + ([("not scored", VOID)] if counts[total] else [])
+    bars = [Figure(Image.fromarray(np.full((*_SWATCH, 3), c, np.uint8)), f"Colour of {name}", name) for name, c in keys]
     rows = [bars[start : start + _KEY_COLUMNS] for start in range(0, len(bars), _KEY_COLUMNS)]
-    return FigureGroup("Colours", rows, section=SECTION)
+    left_out = len(seen) - len(kept)
+    caption = f"The {len(kept)} classes with the most pixels; {left_out} more occur." if left_out else ""
+    return FigureGroup("Colours", rows, caption, section=look.section)
 
 
 def segmentation_groups(
-    shots: Sequence[Segmented], classes: Sequence[str], palette: Sequence[RGB]
+    shots: Sequence[Segmented], classes: Sequence[str], palette: Sequence[RGB], look: Look | None = None
 ) -> list[FigureGroup]:
     """The key of colours, then a strip for each picture: image, labels, predictions.
 
     Raises UserError when there are not as many colours as classes, or a prediction has another size than its labels.
     """
+    look = look or Look()
     if len(classes) != len(palette):
         raise UserError(f"{len(classes)} classes and {len(palette)} colours: both must be as many.")
-    groups = [FigureGroup(shot.name, [_strip(shot, classes, palette)], about=ABOUT, section=SECTION) for shot in shots]
-    return [_key(shots, classes, palette), *groups] if groups else []
+    groups = [
+        FigureGroup(shot.name, [_strip(shot, classes, palette, look)], about=look.about, section=look.section)
+        for shot in shots
+    ]
+    return [_key(shots, classes, palette, look), *groups] if groups else []

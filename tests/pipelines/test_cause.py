@@ -20,8 +20,8 @@ from rsc_seg.pipelines import cause_encoder
 from rsc_seg.pipelines.cause import default_folder, run_cause
 from rsc_seg.pipelines.cause_encoder import EncoderRun
 from rsc_seg.pipelines.cause_plan import HYPER_PARAMETERS, cached_views, encoder_views, make_plan, recipe, resolved
-from rsc_seg.pipelines.cause_report import picture_credits
 from rsc_seg.pipelines.cause_text import headline_row, ordered, result_lines, signed
+from rsc_seg.pipelines.page_parts import picture_credits
 from tests.cause.trees import plain_tree
 
 

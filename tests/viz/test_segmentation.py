@@ -7,7 +7,7 @@ from PIL import Image
 from rsc_seg.errors import UserError
 from rsc_seg.viz.parts import Report
 from rsc_seg.viz.report import render
-from rsc_seg.viz.segmentation import VOID, Segmented, label_picture, right_share, segmentation_groups
+from rsc_seg.viz.segmentation import VOID, Look, Segmented, label_picture, right_share, segmentation_groups
 
 CLASSES, PALETTE = ["road", "sky", "car"], [(10, 20, 30), (40, 50, 60), (70, 80, 90)]
 LABELS = np.array([[0, 0, 1, 255], [0, 0, 1, 1]], np.uint8)
@@ -51,3 +51,27 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="street: prediction untuned"):
         segmentation_groups([shot(np.zeros((3, 3), np.uint8))], CLASSES, PALETTE)
     assert segmentation_groups([], CLASSES, PALETTE) == []
+
+
+def test_maps_over_the_photograph_are_photographs() -> None:
+    labels = np.kron(LABELS, np.ones((40, 40), np.uint8))
+    given = Segmented("street", Image.new("RGB", (640, 320), (100, 100, 100)), labels, {"trained": labels})
+    key, strip = segmentation_groups([given], CLASSES, PALETTE, Look("Pictures: street", 0.5))
+    image, shown, predicted = strip.rows[0]
+    assert not shown.tokens and shown.image.size == (160, 80)  # at the size of the map
+    assert shown.image.getpixel((20, 40)) == (55, 60, 65) and predicted.note == "100.0 % right"
+    assert {key.section, strip.section} == {"Pictures: street"} and "over the photograph" in strip.about
+    assert "over the photograph" not in segmentation_groups([given], CLASSES, PALETTE)[1].about
+    assert '<img class=tokens src="data:image/jpeg' not in render(Report("title", figures=[strip]))
+
+
+def test_a_key_of_many_classes_holds_the_largest() -> None:
+    names, palette = [f"c{k}" for k in range(300)], [(k % 256, 0, 0) for k in range(300)]
+    labels = np.arange(300, dtype=np.uint16).reshape(15, 20)
+    labels[0, :5] = 299
+    labels[1] = 65535
+    given = Segmented("a", Image.new("RGB", (20, 15)), labels, {})
+    key = segmentation_groups([given], names, palette, Look(most=2))[0]
+    assert [f.label for row in key.rows for f in row] == ["c5", "c299", "not scored"]
+    assert key.caption == "The 2 classes with the most pixels; 273 more occur."
+    assert len([f for row in segmentation_groups([given], names, palette)[0].rows for f in row]) == 276
