@@ -16,9 +16,8 @@ from rsc_seg.cause.views import Views, signed
 from rsc_seg.data.transforms import normalize
 from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write
-from rsc_seg.models.digest import module_digest
 from rsc_seg.models.encoder import DenseEncoder
-from rsc_seg.training.cache import FeatureCache, cache_key, estimate_gb, open_cache
+from rsc_seg.training.cache import FeatureCache, cache_key, encoder_digest, estimate_gb, open_cache
 
 log = logging.getLogger(__name__)
 
@@ -144,17 +143,6 @@ def _labels_on_disk(views: Views, root: Path) -> np.ndarray:
     log.info("labels of %d views into %s", len(views), path)
     atomic_write(path, write)
     return read()
-
-
-def encoder_digest(encoder: DenseEncoder) -> str:
-    """A hash of weights, architecture and modes: what tokens depend on beside the images."""
-    return cache_key(
-        weights=module_digest(encoder),
-        name=encoder.name,
-        position_rule=encoder.position_rule,
-        last_block=encoder.last_block,
-        norm=[list(encoder.mean), list(encoder.std)],
-    )
 
 
 def cache_gb(encoder: DenseEncoder, views: Views, dtype: str = "float16") -> float:

@@ -1,13 +1,15 @@
 """Measures encoders: `probe` is the quick measure with its controls, `report` a run's page from the last measure,
-`table` the mean and spread over several runs."""
+`table` the mean and spread over several runs, `regions` a CLIP's zero-shot classification of boxes and masks."""
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 from rsc_seg.cli.common import OneLineParser, add_config_flags, config_from, print_config, run_command, say
 from rsc_seg.config import EvaluateConfig
+from rsc_seg.config_zeroshot import EvaluateRegionsConfig
 from rsc_seg.errors import UserError
 
 _EPILOG = """examples:
@@ -16,14 +18,18 @@ _EPILOG = """examples:
   evaluate.py probe --backbone dinov2_vits14 --weights demo --checkpoint runs/mine/student.safetensors data.kind=scenes
   evaluate.py report runs/mine                                         # report.html again, nothing measured
   evaluate.py table runs/seed0 runs/seed1 runs/seed2
+  evaluate.py regions --backbone clip_vitb16 --checkpoint A.safetensors B.safetensors data.root=/data/coco
 """
+_KEY_VALUE = re.compile(r"[a-z_]+(\.[a-z_]+)+=")
 
 
 def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="evaluate.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="probe|report|table", parser_class=OneLineParser)
+    kinds = parser.add_subparsers(
+        dest="kind", required=True, metavar="probe|report|table|regions", parser_class=OneLineParser
+    )
     probe = kinds.add_parser(
         "probe", help="k-means, linear probe, affinity AP, coupling ratio and token norms on a labelled set"
     )
@@ -38,6 +44,12 @@ def _parser() -> OneLineParser:
     report.add_argument("--device", metavar="D", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     table = kinds.add_parser("table", help="mean and spread of several runs' probe.json over training seeds")
     table.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    regions = kinds.add_parser("regions", help="zero-shot classification of boxes and masks (docs/regions_eval.md)")
+    add_config_flags(regions)
+    regions.add_argument(
+        "--checkpoint", nargs="+", action="extend", default=[], metavar="FILE", help="tuned encoders, one or more"
+    )
+    regions.add_argument("--output-dir", type=Path, help="default: runs/regions_<backbone>; goes on with what is there")
     return parser
 
 
@@ -92,16 +104,38 @@ def _table(args: argparse.Namespace) -> None:
     say(seeds_markdown(args.runs))
 
 
+def _is_option(text: str) -> bool:
+    """key=value behind --checkpoint, which takes all words that follow it; a file of that name is a file."""
+    return _KEY_VALUE.match(text) is not None and not Path(text).exists()
+
+
+def _regions(args: argparse.Namespace) -> None:
+    args.overrides = [*args.overrides, *filter(_is_option, args.checkpoint)]
+    checkpoints = [Path(text) for text in args.checkpoint if not _is_option(text)]
+    config = config_from(args, EvaluateRegionsConfig)
+    from rsc_seg.pipelines.evaluate_regions import RESULT, default_folder, resolved, run_regions
+    from rsc_seg.pipelines.regions_text import result_lines
+
+    if args.print_config:
+        print_config(resolved(config))
+        return
+    folder = args.output_dir or default_folder(config)
+    result = run_regions(config, folder, checkpoints=checkpoints)
+    for line in (*result_lines(result), f"written: {folder / RESULT}, {folder / 'classes.csv'}"):
+        say(line)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)  # key=value behind a flag is left over: argparse takes one group only
-    unknown = [text for text in rest if args.kind != "probe" or "=" not in text or text.startswith("-")]
+    has_options = args.kind in ("probe", "regions")
+    unknown = [text for text in rest if not has_options or "=" not in text or text.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if args.kind == "probe":
+    if has_options:
         args.overrides = [*args.overrides, *rest]
-    command = {"probe": _probe, "report": _report, "table": _table}[args.kind]
+    command = {"probe": _probe, "report": _report, "table": _table, "regions": _regions}[args.kind]
     return run_command(lambda: command(args), parser.prog)
 
 

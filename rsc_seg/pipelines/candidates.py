@@ -21,6 +21,16 @@ from rsc_seg.probe.suite import ProbeRow
 UNTUNED = "untuned, last layer"
 
 
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """An encoder to compare; the first one is the untuned one."""
+
+    name: str
+    encoder: DenseEncoder
+    info: WeightsInfo
+    note: str = ""
+
+
 def encoder_candidate(name: str, encoder: DenseEncoder, device: torch.device, note: str = "") -> ProbeRow:
     """A plain encoder on `device`."""
 
@@ -91,6 +101,23 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
         count = Counter(names)
         names = [name if count[name] == 1 else more for name, more in zip(names, longer, strict=True)]
     return names
+
+
+def open_candidates(
+    config: BackboneConfig, checkpoints: Sequence[Path], device: torch.device, first: str = "untuned"
+) -> list[Candidate]:
+    """The untuned encoder under the name `first`, then the tuned ones from files, each under a name of its own."""
+    encoder, info = build_backbone(config, device)
+    found = [Candidate(first, encoder, info, shortened(encoder, config))]
+    for path, name in zip(checkpoints, unique_names(checkpoints), strict=True):
+        tuned, facts, named = open_checkpoint(path, name, config, device)
+        note = "" if tuned.depth == encoder.depth else f"{tuned.depth} blocks, the untuned encoder has {encoder.depth}"
+        found.append(Candidate(named, tuned, facts, note))
+    names = [c.name for c in found]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two encoders would be called '{twice}'; rename the checkpoint's file.")
+    return found
 
 
 def checkpoint_candidates(paths: Sequence[Path], config: BackboneConfig, device: torch.device) -> list[ProbeRow]:

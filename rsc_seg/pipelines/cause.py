@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
-
 from rsc_seg.cause.official import CauseFiles, load_cause
 from rsc_seg.cause.scores import HEADLINE, SegmentationScores, over_seeds, write_class_csv
 from rsc_seg.cause.stages import whole_patches
-from rsc_seg.config import BackboneConfig, CauseConfig, EvalCauseConfig, to_yaml
+from rsc_seg.config import CauseConfig, EvalCauseConfig, to_yaml
 from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write, sha256_of
-from rsc_seg.models.build import build_backbone
-from rsc_seg.pipelines.candidates import open_checkpoint, shortened, unique_names
+from rsc_seg.pipelines.candidates import Candidate, open_candidates
 from rsc_seg.pipelines.cause_check import RESULT, check_folder, check_labels
-from rsc_seg.pipelines.cause_encoder import Candidate, EncoderRun, Measured, Trained
+from rsc_seg.pipelines.cause_encoder import EncoderRun, Measured, Trained
 from rsc_seg.pipelines.cause_plan import Plan, make_plan, resolved
 from rsc_seg.pipelines.cause_report import build_cause_report
 from rsc_seg.pipelines.cause_stages import StageResult
@@ -27,7 +24,6 @@ from rsc_seg.probe.suite import save_json
 from rsc_seg.training.cache import cache_key
 
 _log = logging.getLogger(__name__)
-UNTUNED = "untuned"
 
 
 def default_folder(config: EvalCauseConfig, *, given: bool = False) -> Path:
@@ -37,20 +33,6 @@ def default_folder(config: EvalCauseConfig, *, given: bool = False) -> Path:
     how = ["given-weights"] if given else [cause.head, cause.preset, cause.probe_grad]
     parts = ["cause", config.backbone.name, config.data.dataset, *how, *(["full"] if config.score.full_image else [])]
     return Path("runs") / "_".join(parts)
-
-
-def _candidates(config: BackboneConfig, checkpoints: Sequence[Path], device: torch.device) -> list[Candidate]:
-    encoder, info = build_backbone(config, device)
-    found = [Candidate(UNTUNED, encoder, info, shortened(encoder, config))]
-    for path, name in zip(checkpoints, unique_names(checkpoints), strict=True):
-        tuned, facts, named = open_checkpoint(path, name, config, device)
-        note = "" if tuned.depth == encoder.depth else f"{tuned.depth} blocks, the untuned encoder has {encoder.depth}"
-        found.append(Candidate(named, tuned, facts, note))
-    names = [c.name for c in found]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two encoders would be called '{twice}'; rename the checkpoint's file.")
-    return found
 
 
 def _measure(plan: Plan, candidate: Candidate, run: EncoderRun) -> Measured:
@@ -212,7 +194,7 @@ def run_cause(
     config = resolved(config)
     check_folder(folder, config, checkpoints, None if cause_weights is None else _paths(cause_weights))
     plan = make_plan(config, folder, trained=cause_weights is None)
-    candidates = _candidates(config.backbone, checkpoints, plan.device)
+    candidates = open_candidates(config.backbone, checkpoints, plan.device)
     if cause_weights is None:
         # what does not fit is said before hours go into the first encoder
         runs = [EncoderRun(plan, c.encoder, c.name, config.cause.head) for c in candidates]

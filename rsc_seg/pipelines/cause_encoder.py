@@ -15,23 +15,14 @@ from rsc_seg.cause.heads import CauseModel
 from rsc_seg.cause.predict import CrfTag, EvalImages, Evaluation, Segmenter, evaluate
 from rsc_seg.cause.scores import SegmentationScores
 from rsc_seg.cause.stages import UNLABELLED, CauseOptions, settings_of, train_codebook, train_head, train_probes
-from rsc_seg.cause.tokens import TokenSource, encoder_digest, open_tokens
+from rsc_seg.cause.tokens import TokenSource, open_tokens
 from rsc_seg.cause.views import Views
 from rsc_seg.errors import UserError
 from rsc_seg.models.encoder import DenseEncoder
-from rsc_seg.models.weights_info import WeightsInfo
+from rsc_seg.pipelines.candidates import Candidate
 from rsc_seg.pipelines.cause_plan import Plan, cached_views, encoder_views
 from rsc_seg.pipelines.cause_stages import Arrays, StageFiles, StageResult, numbers, part, prefixed
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """An encoder to compare; the first one is the untuned one."""
-
-    name: str
-    encoder: DenseEncoder
-    info: WeightsInfo
-    note: str = ""
+from rsc_seg.training.cache import encoder_digest
 
 
 @dataclasses.dataclass

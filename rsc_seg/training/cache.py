@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from rsc_seg.errors import UserError
+from rsc_seg.models.digest import module_digest
+from rsc_seg.models.encoder import DenseEncoder
 
 _log = logging.getLogger(__name__)
 DTYPES = {"float32": np.float32, "float16": np.float16}
@@ -32,6 +34,17 @@ def cache_key(**parts: Any) -> str:
     """A short name for everything that cached features depend on (JSON-able values and dataclasses)."""
     plain = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in parts.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def encoder_digest(encoder: DenseEncoder) -> str:
+    """A hash of weights, architecture and modes: what features depend on beside the images."""
+    return cache_key(
+        weights=module_digest(encoder),
+        name=encoder.name,
+        position_rule=encoder.position_rule,
+        last_block=encoder.last_block,
+        norm=[list(encoder.mean), list(encoder.std)],
+    )
 
 
 class FeatureCache:
