@@ -27,11 +27,18 @@ class DenseAttention(Attention):
         """Tokens in, tokens out; `attn_mask` is an additive bias. Causal attention raises ValueError."""
         if is_causal:
             raise ValueError("DenseAttention serves image encoders: it has no causal mode.")
-        # (B, L, 3*D) -> 3 x (B, N, L, K)
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-        out = attend(self.q_norm(q), self.k_norm(k), v, attn_mask, backend=self.backend)
+        q, k, v = self.queries_keys_values(x)
+        out = attend(q, k, v, attn_mask, backend=self.backend)
         # (B, N, L, K) -> (B, L, D)
         return self.proj(self.norm(out.transpose(1, 2).flatten(2)))
+
+    def queries_keys_values(
+        self, x: Float[Tensor, "B L D"], rope: Optional[Tensor] = None
+    ) -> tuple[Float[Tensor, "B N L K"], Float[Tensor, "B N L K"], Float[Tensor, "B N L K"]]:
+        """What the attention of these tokens is made of; there are no rotary positions here (`rope`)."""
+        # (B, L, 3*D) -> 3 x (B, N, L, K)
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.q_norm(q), self.k_norm(k), v
 
     def values_only(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Output projection of the value projection, no mixing of tokens (CLIPSelf's dense path)."""
@@ -55,15 +62,22 @@ class DenseEvaAttention(EvaAttention):
         """Tokens in, tokens out; `rope` turns the patches' queries and keys. Causal attention raises ValueError."""
         if is_causal:
             raise ValueError("DenseEvaAttention serves image encoders: it has no causal mode.")
+        q, k, v = self.queries_keys_values(x, rope)
+        out = attend(q, k, v, attn_mask, backend=self.backend)
+        # (B, N, L, K) -> (B, L, D)
+        return self.proj(self.norm(out.transpose(1, 2).flatten(2)))
+
+    def queries_keys_values(
+        self, x: Float[Tensor, "B L D"], rope: Optional[Float[Tensor, "N K2"]] = None
+    ) -> tuple[Float[Tensor, "B N L K"], Float[Tensor, "B N L K"], Float[Tensor, "B N L K"]]:
+        """What the attention of these tokens is made of, patches' queries and keys turned by `rope`."""
         heads = (self.num_heads, self.head_dim)
         # (B, L, D) -> (B, N, L, K)
         projections = cast(tuple[nn.Linear, ...], (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (p(x).unflatten(2, heads).transpose(1, 2) for p in projections)
         if rope is not None:
             q, k = (self._turned(t, rope).type_as(v) for t in (q, k))
-        out = attend(q, k, v, attn_mask, backend=self.backend)
-        # (B, N, L, K) -> (B, L, D)
-        return self.proj(self.norm(out.transpose(1, 2).flatten(2)))
+        return q, k, v
 
     def _turned(self, t: Tensor, rope: Tensor) -> Tensor:
         p = self.num_prefix_tokens

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rsc_seg.errors import UserError, suggestion
-from rsc_seg.ops.correlation import similarities
+from rsc_seg.ops.correlation import at_least_single, similarities
 
 ALIGN_LOSSES = ("soft", "infonce", "cosine")
 
@@ -42,7 +42,7 @@ def soft_target_loss(
 
 def cosine_loss(pred: Float[Tensor, "R L D"], target: Float[Tensor, "R L D"]) -> Float[Tensor, ""]:
     """1 - cosine of token j with token j, mean over tokens (Eq. 14). No gradient reaches `target`."""
-    return (1 - F.cosine_similarity(pred.float(), target.detach().float(), dim=-1)).mean()
+    return (1 - F.cosine_similarity(at_least_single(pred), at_least_single(target.detach()), dim=-1)).mean()
 
 
 def alignment_loss(

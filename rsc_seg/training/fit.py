@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
@@ -19,11 +20,10 @@ from rsc_seg.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     saved_steps,
-    trainable_names,
 )
 from rsc_seg.training.log import Progress, RunLog
 from rsc_seg.training.optim import lr_factor, make_optimizer, set_lr
-from rsc_seg.training.tasks import Task
+from rsc_seg.training.task import Task, begin_step, checkpoint_names, end_step
 
 _log = logging.getLogger(__name__)
 _WATCH_SKIPPED = 5  # names of unreadable files shown at the end
@@ -70,8 +70,9 @@ def _step(
     options: FitOptions,
 ) -> dict[str, float]:
     """One optimiser step over its micro-batches; raises NotFinite before any weight changes."""
-    rows = []
+    rows, raw = [], cast(Task, task.module)
     for i, batch in enumerate(micro):
+        begin_step(raw, step * len(micro) + i)
         with fabric.no_backward_sync(task, enabled=i < len(micro) - 1):
             out = task(batch)
             fabric.backward(out["loss"] / len(micro))
@@ -89,6 +90,7 @@ def _step(
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    end_step(raw)
     return logs
 
 
@@ -107,7 +109,7 @@ def fit(
     `batches(start)` yields the batches from micro-step `start` on, always the same for the same `start`: with the
     checkpoint's step number that makes a resumed run equal to an uninterrupted one. Only `task(batch)` is called.
     """
-    names, checkpoints = trainable_names(task), folder / "checkpoints" / options.stage
+    names, checkpoints = checkpoint_names(task), folder / "checkpoints" / options.stage
     optimizer = make_optimizer(groups)
     module, optimizer = fabric.setup(task, optimizer)
     if not options.resume:

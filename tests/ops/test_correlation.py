@@ -1,12 +1,20 @@
 """SCD: its value by hand, its least value, what it does not see, and where no gradient goes."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from rsc_seg.ops.correlation import correlation_logits, scd_loss
+from rsc_seg.ops.correlation import (
+    attention_logits,
+    correlation_logits,
+    frobenius_loss,
+    inter_image_loss,
+    row_cross_entropy,
+    scd_loss,
+)
 
 torch.set_num_threads(1)
 
@@ -101,3 +109,100 @@ def test_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(scd_loss(student, teacher), exact)
         assert correlation_logits(student.bfloat16(), 0.2).dtype == torch.float32
+
+
+def test_three_tokens_by_hand() -> None:
+    student = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]])
+    teacher = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 4.0]]])
+    c = math.sqrt(0.5)
+    student_rows = [[1.0, 0.0, c], [0.0, 1.0, c], [c, c, 1.0]]
+    teacher_rows = [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+    def softmax(row: list[float], temperature: float) -> list[float]:
+        grown = [math.exp(value / temperature) for value in row]
+        return [value / sum(grown) for value in grown]
+
+    expected = 0.0
+    for ours, theirs in zip(student_rows, teacher_rows, strict=True):
+        q, p = softmax(ours, 0.2), softmax(theirs, 0.2)
+        expected -= sum(a * math.log(b) for a, b in zip(p, q, strict=True)) / 3
+    assert scd_loss(student, teacher).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_gradients_in_double_precision() -> None:
+    z, teacher = tokens(11, 2, 4, 3).double().requires_grad_(), tokens(12, 2, 4, 5).double()
+    assert scd_loss(z, teacher).dtype == torch.float64
+    pair, theirs = tokens(13, 2, 2, 3, 3).double().requires_grad_(), tokens(14, 2, 2, 3, 4).double()
+    check = torch.autograd.gradcheck
+    assert check(lambda x: scd_loss(x, teacher), z)
+    assert check(lambda x: scd_loss(x, teacher, normalize=False, temperature_student=0.5), z)
+    assert check(lambda x: frobenius_loss(x, teacher), z)
+    assert check(lambda x: inter_image_loss(x, theirs), pair)
+
+
+def test_frobenius_by_hand_and_its_size_does_not_grow_with_the_grid() -> None:
+    student = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    teacher = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])  # differs by 1 off the diagonal
+    assert frobenius_loss(student, teacher).item() == pytest.approx(math.sqrt(2) / 2)
+    twice = [torch.cat([z, z], dim=1) for z in (student, teacher)]
+    assert frobenius_loss(*twice).item() == pytest.approx(math.sqrt(2) / 2)
+    both = frobenius_loss(torch.cat([student, student]), torch.cat([teacher, student]))
+    assert both.item() == pytest.approx(math.sqrt(2) / 4)
+
+
+def test_frobenius_is_least_and_flat_where_the_correlations_are_equal() -> None:
+    z, rotation = tokens(1, 3, 8, 6), torch.linalg.qr(tokens(4, 6, 6)).Q
+    student = z.clone().requires_grad_()
+    loss = frobenius_loss(student, z)
+    assert loss.item() == 0
+    loss.backward()
+    assert student.grad is not None and not student.grad.any()  # no NaN of a norm at zero
+    assert frobenius_loss(z @ rotation, z) < 1e-6 < frobenius_loss(z + 0.3 * tokens(2, 3, 8, 6), z)
+
+
+def test_inter_sees_other_images_and_not_its_own() -> None:
+    student, teacher = tokens(1, 3, 2, 5, 6), tokens(2, 3, 2, 5, 6)
+    loss = inter_image_loss(student, teacher)
+    # by hand, image by image
+    values = []
+    for b in range(3):
+        for r in range(2):
+            ours, theirs = (
+                torch.nn.functional.normalize(z, dim=-1)[b, r]
+                @ torch.nn.functional.normalize(z, dim=-1)[(b + 1) % 3, r].T
+                for z in (student, teacher)
+            )
+            values.append(row_cross_entropy(ours / 0.2, theirs / 0.2))
+    torch.testing.assert_close(loss, torch.stack(values).mean())
+    # each image turned by a rotation of its own: inside nothing changes, between images all does
+    turns = torch.linalg.qr(tokens(3, 3, 1, 6, 6)).Q
+    inside = [scd_loss(z.flatten(0, 1), teacher.flatten(0, 1)) for z in (student, student @ turns)]
+    torch.testing.assert_close(*inside)
+    assert abs(inter_image_loss(student @ turns, teacher) - loss) > 1e-2
+    one = torch.linalg.qr(tokens(4, 6, 6)).Q
+    torch.testing.assert_close(inter_image_loss(student @ one, teacher), loss)
+
+
+def test_inter_is_least_when_equal_and_needs_two_images() -> None:
+    z = tokens(1, 2, 2, 5, 6)
+    assert inter_image_loss(z, z) < inter_image_loss(z + 0.3 * tokens(2, 2, 2, 5, 6), z)
+    with pytest.raises(ValueError, match="two images"):
+        inter_image_loss(z[:1], z[:1])
+
+
+@pytest.mark.parametrize("loss", [frobenius_loss, inter_image_loss])
+def test_the_others_give_the_teacher_no_gradient(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    shape = (2, 7, 6) if loss is frobenius_loss else (2, 2, 7, 6)
+    student, teacher = tokens(7, *shape).requires_grad_(), tokens(8, *shape).requires_grad_()
+    loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad is not None and student.grad.abs().sum() > 0
+
+
+def test_attention_logits_are_scaled_products_head_by_head() -> None:
+    q, k = tokens(1, 2, 5, 8), tokens(2, 2, 5, 8)
+    logits = attention_logits(q, k, 2)
+    assert logits.shape == (2, 2, 5, 5)
+    for head in range(2):
+        part = slice(4 * head, 4 * head + 4)
+        torch.testing.assert_close(logits[:, head], q[..., part] @ k[..., part].transpose(1, 2) / 2)
