@@ -1,16 +1,23 @@
-"""Every file in configs/rscv loads, names options that exist, and fits the encoder that it names."""
+"""Every file in configs/rscv and configs/catseg loads, names options that exist, and fits what it names."""
 
 from pathlib import Path
 
 import pytest
 
 from rsc_seg.config import RscvConfig, load_config
+from rsc_seg.config_catseg import CatSegSolverConfig, CatSegTestConfig, TrainCatSegConfig
+from rsc_seg.data.scenes import CLASS_TABLE
+from rsc_seg.data.segsets import segset
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.registry import find_backbone
 from rsc_seg.models.trunk import create_trunk
+from rsc_seg.pipelines.catseg_plan import catseg_plan, model_options, sliding_options
+from rsc_seg.seg.inference import SlidingOptions
+from rsc_seg.seg.options import CatSegOptions
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "rscv").rglob("*.yaml"))
+CATSEG = sorted((Path(__file__).parents[1] / "configs" / "catseg").rglob("*.yaml"))
 
 
 def test_there_are_presets() -> None:
@@ -45,3 +52,39 @@ def test_papers_hyper_parameters(name: str) -> None:
     assert (second.lr, second.epochs, second.batch_size) == (2e-5, 6, 4)
     assert (config.refiner.depth, config.refiner.taps, config.refiner.hidden) == (4, [4, 7], 4096)
     assert (config.distill.temperature_student, config.distill.temperature_teacher) == (0.2, 0.2)
+
+
+def catseg(name: str) -> TrainCatSegConfig:
+    return load_config(TrainCatSegConfig, next(p for p in CATSEG if p.stem == name))
+
+
+@pytest.mark.parametrize("path", CATSEG, ids=lambda p: p.name)
+def test_preset_of_catseg_fits_its_towers(path: Path) -> None:
+    config = load_config(TrainCatSegConfig, path)
+    row = find_backbone(config.clip.name)
+    assert row.joint_dim is not None and catseg_plan(config.clip, config.model, seed=0).backbone == row.name
+    for name in (config.data.train, *config.data.test):
+        segset(name)
+    # each training view has the size that the tower sees, but for ViT-L: 384 pixels are brought to 336, as officially
+    sides = [n * row.patch_size for n in config.model.grid]
+    assert sides == config.data.crop or (config.clip.name, sides) == ("clip_vitl14_336", [336, 336])
+
+
+@pytest.mark.parametrize("name", ["vitb", "vitl", "vitb_ade20k", "vitl_ade20k", "vanilla_vitb"])
+def test_official_hyper_parameters(name: str) -> None:
+    config = catseg(name)
+    assert model_options(config.model) == CatSegOptions() and sliding_options(config.test) == SlidingOptions()
+    assert config.solver == CatSegSolverConfig() and config.test == CatSegTestConfig()
+    solver, data = config.solver, config.data
+    assert (solver.max_iter, solver.batch_size, solver.lr, solver.clip_factor) == (80000, 4, 2e-4, 0.01)
+    assert (solver.weight_decay, solver.clip_norm, solver.warmup_iters, solver.ema) == (1e-4, 0.01, 0, None)
+    assert (data.crop, data.min_size, data.max_size, data.color, data.hflip) == ([384, 384], [384], 1333, True, True)
+    assert (data.min_size_test, data.max_size_test) == (640, 2560)
+    assert data.train.startswith("ade20k_150" if "ade20k" in name else "coco_stuff_171")
+    assert config.model.version == ("vanilla" if name == "vanilla_vitb" else "updated")
+
+
+def test_demo_of_catseg_names_the_classes_of_the_scenes() -> None:
+    config, names = catseg("demo"), segset("scenes_train").class_names()
+    assert sorted(config.data.classes) == sorted(names[c.ade20k - 1] for c in CLASS_TABLE)
+    assert set(config.data.held_out) < set(config.data.classes) and len(config.data.held_out) == 2

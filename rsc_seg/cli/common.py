@@ -52,23 +52,31 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help.\n")
 
 
-def make_parser(prog: str, description: str, epilog: str = "") -> OneLineParser:
-    """A parser with the flags that every training and measuring command has."""
+def make_parser(prog: str, description: str, epilog: str = "", *, encoder: bool = True) -> OneLineParser:
+    """A parser with the flags that every training and measuring command has; `encoder`: those that name one, too."""
     parser = OneLineParser(
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_config_flags(parser)
+    if encoder:
+        add_config_flags(parser)
+    else:
+        add_run_flags(parser)
     return parser
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """--backbone, --weights, --config, --seed, --device, --print-config and key=value."""
+    """--backbone, --weights, and those of `add_run_flags`."""
     parser.add_argument(
         "--backbone", metavar="NAME", help="encoder, for example dinov2_vitb14 or clip_vitb16 (= backbone.name=NAME)"
     )
     parser.add_argument(
         "--weights", metavar="W", help="official, demo, none, a file or a hub folder (= backbone.weights=W)"
     )
+    add_run_flags(parser)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """--config, --seed, --device, --print-config and key=value."""
     parser.add_argument("--config", metavar="FILE", help="YAML with differences from the defaults")
     parser.add_argument("--seed", type=int, help="= run.seed=N")
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or mps (= run.device=D)")
@@ -88,20 +96,25 @@ def config_from(
     `more` are a command's own flags as values by key, None where one was not given. Flags are taken as typed, while the
     right side of key=value is YAML.
     """
-    named = {
-        "backbone.name": args.backbone,
-        "backbone.weights": args.weights,
-        "run.seed": args.seed,
-        "run.device": args.device,
-        **(more or {}),
-    }
-    given = {key: value for key, value in named.items() if value is not None}
-    config = load_config(schema, args.config, args.overrides, base=base, named=given)
+    named = {"backbone.name": args.backbone, "backbone.weights": args.weights, **(more or {})}
+    config = plain_config(args, schema, base, named)
     if isinstance(config, RscvConfig):
         fill_sizes(config.backbone.name, config.data, config.crops)
     elif isinstance(config, EvaluateConfig):
         fill_sizes(config.backbone.name, config.data)
     return config
+
+
+def plain_config(
+    args: argparse.Namespace,
+    schema: type[C],
+    base: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
+) -> C:
+    """`config_from` for a parser with `add_run_flags` alone; no size is filled in."""
+    named = {"run.seed": args.seed, "run.device": args.device, **(more or {})}
+    given = {key: value for key, value in named.items() if value is not None}
+    return load_config(schema, args.config, args.overrides, base=base, named=given)
 
 
 def print_config(config: Any) -> None:

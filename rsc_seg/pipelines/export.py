@@ -24,9 +24,10 @@ from rsc_seg.models.weights_info import WeightsInfo, sidecar_path, stored_info
 from rsc_seg.pipelines.folder import command_line, git_commit
 from rsc_seg.pipelines.model_card import Measure, model_card, timm_hub_config
 from rsc_seg.pipelines.results import read_probe
+from rsc_seg.seg.saved import repack_official
 
 _log = logging.getLogger(__name__)
-TARGETS = ("timm", "open_clip", "hub")
+TARGETS = ("timm", "open_clip", "hub", "catseg")
 _SHA = re.compile(r"sha256 [0-9a-f]+")
 
 
@@ -217,9 +218,13 @@ def export_weights(
     tuned image tower and the text tower of `text` (official, a file of a whole CLIP, or none), with our sidecar. hub:
     the folder `output` in the hub's layout with sidecar and model card, open_clip's for a CLIP and timm's otherwise;
     the measure `probe`, or the one beside the checkpoint, goes into the card unless the weights are blended here.
+    catseg: `checkpoint` is a whole Cat-Seg of train_catseg.py, `output.pth` what the official code loads.
     Raises UserError for what does not fit, and when the export would overwrite what it reads.
     """
     require_choice("--to", target, TARGETS)
+    if target == "catseg":
+        repack_official(checkpoint, output)
+        return [output]
     file = weights_file(checkpoint)
     row = find_backbone(backbone or backbone_of(checkpoint))
     with_text = target == "open_clip" or (target == "hub" and row.joint_dim is not None)

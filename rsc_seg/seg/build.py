@@ -1,5 +1,6 @@
 """One way in: names and files of the towers become a CatSeg."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ from rsc_seg.errors import UserError
 from rsc_seg.models.build import build_backbone
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.text_weights import build_text_tower
+from rsc_seg.models.weights import UNKNOWN_LICENCE
 from rsc_seg.models.weights_info import WeightsInfo
 from rsc_seg.seg.model import CatSeg
-from rsc_seg.seg.official import load_official_file
 from rsc_seg.seg.options import CatSegOptions
 from rsc_seg.seg.policy import apply_policy
+from rsc_seg.seg.saved import filled_later, load_whole
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +31,8 @@ class CatSegPlan:
     `weights` of the image tower: `official`, `none`, or a file, such as a student of R-SC-V or R-SC-CLIPSelf; `text`:
     the like for the text tower. `version`: updated (CVPR: text encoder tuned too) or vanilla (the first: text encoder
     frozen, residual of the last block is the token itself, 80 templates). `finetune`: see `apply_policy`; empty: the
-    version's own. `checkpoint`: a whole Cat-Seg in the official names, loaded last. `guide`: an encoder without text
-    that joins the appearance guidance (ours).
+    version's own. `checkpoint`: a whole Cat-Seg, in the official names or as this project saves it, loaded last.
+    `guide`: an encoder without text that joins the appearance guidance (ours).
     """
 
     backbone: str = "clip_vitb16"
@@ -75,7 +77,7 @@ def build_catseg(plan: CatSegPlan, device: torch.device | str = "cpu") -> tuple[
         gradient_checkpointing=plan.options.gradient_checkpointing,
     )
     options = plan.options.vanilla() if plan.version == "vanilla" else plan.options
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), filled_later(quiet=bool(plan.checkpoint)):
         torch.manual_seed(plan.seed)
         encoder, info = build_backbone(config, device)
         if encoder.joint_dim is None:
@@ -83,7 +85,8 @@ def build_catseg(plan: CatSegPlan, device: torch.device | str = "cpu") -> tuple[
         text = build_text_tower(plan.backbone, plan.text, seed=plan.seed, device=device)
         model = CatSeg(encoder, text, options, guide=_guide(plan.guide, device)).to(device)
     if plan.checkpoint:
-        load_official_file(model, Path(plan.checkpoint).expanduser())
+        source = load_whole(model, Path(plan.checkpoint).expanduser())
+        info = dataclasses.replace(info, source=source, licence=UNKNOWN_LICENCE, note="")
     trained = apply_policy(model, plan.finetune or policy)
     held = sum(1 for name, _ in model.encoder.trunk.named_parameters() if not name.endswith(("original1", "original2")))
     log.info(

@@ -120,7 +120,8 @@ def _masks(model: CatSeg) -> dict[str, Tensor]:
     return {f"{_AGGREGATOR}layers.{i}.swin_block.block_2.attn_mask": mask for i in range(model.options.layers)}
 
 
-def _differences(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def state_differences(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """In words, up to three names of each kind: what `held` lacks, has beyond `wanted`, or has in another shape."""
     lacks = [name for name in wanted if name not in held and not _MASK.search(name)]
     unknown = [name for name in held if name not in wanted and not _MASK.search(name)]
     wrong = [
@@ -145,7 +146,7 @@ def load_official(model: CatSeg, content: Any, where: str) -> None:
     """
     held = unwrap(content, where)
     wanted = official_state(model)
-    found = _differences(held, wanted)
+    found = state_differences(held, wanted)
     if found:
         size = "x".join(map(str, model.options.grid))
         raise UserError(
