@@ -31,7 +31,7 @@ class CatSegModelConfig:
     window: int = 12
     pool: int = 2
     eval_pool: int = 1
-    class_length: int = 256
+    class_length: Optional[int] = None  # null: the version's own, 256 or 0
     decoder: list[int] = field(default_factory=lambda: [64, 32])
     taps: list[int] = field(default_factory=lambda: [256, 128])
     decoder_guidance: list[int] = field(default_factory=lambda: [32, 16])

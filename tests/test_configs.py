@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rsc_seg.config import RscvConfig, load_config
-from rsc_seg.config_catseg import CatSegSolverConfig, CatSegTestConfig, TrainCatSegConfig
+from rsc_seg.config_catseg import CatSegModelConfig, CatSegSolverConfig, CatSegTestConfig, TrainCatSegConfig
 from rsc_seg.data.scenes import CLASS_TABLE
 from rsc_seg.data.segsets import segset
 from rsc_seg.models.encoder import DenseEncoder
@@ -13,6 +13,7 @@ from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.registry import find_backbone
 from rsc_seg.models.trunk import create_trunk
 from rsc_seg.pipelines.catseg_plan import catseg_plan, model_options, sliding_options
+from rsc_seg.seg.build import options_of
 from rsc_seg.seg.inference import SlidingOptions
 from rsc_seg.seg.options import CatSegOptions
 
@@ -73,7 +74,8 @@ def test_preset_of_catseg_fits_its_towers(path: Path) -> None:
 @pytest.mark.parametrize("name", ["vitb", "vitl", "vitb_ade20k", "vitl_ade20k", "vanilla_vitb"])
 def test_official_hyper_parameters(name: str) -> None:
     config = catseg(name)
-    assert model_options(config.model) == CatSegOptions() and sliding_options(config.test) == SlidingOptions()
+    assert model_options(config.model) == options_of(config.model.version)
+    assert sliding_options(config.test) == SlidingOptions()
     assert config.solver == CatSegSolverConfig() and config.test == CatSegTestConfig()
     solver, data = config.solver, config.data
     assert (solver.max_iter, solver.batch_size, solver.lr, solver.clip_factor) == (80000, 4, 2e-4, 0.01)
@@ -82,6 +84,13 @@ def test_official_hyper_parameters(name: str) -> None:
     assert (data.min_size_test, data.max_size_test) == (640, 2560)
     assert data.train.startswith("ade20k_150" if "ade20k" in name else "coco_stuff_171")
     assert config.model.version == ("vanilla" if name == "vanilla_vitb" else "updated")
+
+
+def test_the_first_version_keeps_the_options_that_are_given() -> None:
+    own = model_options(CatSegModelConfig(version="vanilla"))
+    assert (own.prompts, own.class_length) == ("catseg_v1", 0) and own != CatSegOptions()
+    given = model_options(CatSegModelConfig(version="vanilla", prompts="a {}", class_length=8))
+    assert (given.prompts, given.class_length) == ("a {}", 8)
 
 
 def test_demo_of_catseg_names_the_classes_of_the_scenes() -> None:

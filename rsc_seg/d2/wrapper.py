@@ -6,7 +6,9 @@ from typing import Any, Optional
 from torch import Tensor, nn
 
 from rsc_seg.seg.inference import SlidingOptions, predict_labels
+from rsc_seg.seg.loss import IGNORE
 from rsc_seg.seg.model import CatSeg, check_names
+from rsc_seg.training.reduce import share_of_mean
 
 
 class CatSegD2(nn.Module):
@@ -44,13 +46,19 @@ class CatSegD2(nn.Module):
     def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """In training `{"loss": scalar}`; in evaluation `{"sem_seg": (H, W) labels}` for each image.
 
-        Takes `image` (3, h, w), RGB from 0 to 255, and in training `sem_seg` (h, w), classes of `train_names` and 255;
-        in evaluation `height` and `width`, the size of the result. Raises UserError for images or labels of other
-        shapes or values.
+        The average of the losses over processes is the mean over all their pixels. Takes `image` (3, h, w), RGB from 0
+        to 255, and in training `sem_seg` (h, w), classes of `train_names` and 255; in evaluation `height` and `width`,
+        the size of the result. Raises UserError for images or labels of other shapes or values.
         """
         images = [sample["image"] for sample in batch]
         if self.training:
-            return {"loss": self.model(images, self.train_names, [sample["sem_seg"] for sample in batch])["loss"]}
+            labels = [sample["sem_seg"] for sample in batch]
+            loss = self.model(images, self.train_names, labels)["loss"]
+            if self.model.options.ignore == "mask":
+                # a mean over labelled pixels, of which each process has another number
+                count = sum(int((one != IGNORE).sum()) for one in labels)
+                loss = loss * share_of_mean(count, self.model.device)
+            return {"loss": loss}
         sizes = [(int(sample["height"]), int(sample["width"])) for sample in batch]
         found = predict_labels(
             self.model, images, self.names, sizes=sizes, sliding=self.sliding, view_batch=self.view_batch

@@ -7,7 +7,7 @@ from typing import Optional
 from rsc_seg.config import require_choice
 from rsc_seg.config_catseg import CatSegModelConfig, CatSegTestConfig, ClipConfig
 from rsc_seg.errors import UserError
-from rsc_seg.seg.build import CatSegPlan
+from rsc_seg.seg.build import VERSIONS, CatSegPlan, options_of
 from rsc_seg.seg.inference import SlidingOptions
 from rsc_seg.seg.options import CatSegOptions
 
@@ -22,13 +22,13 @@ def pair(key: str, values: list[int]) -> tuple[int, int]:
 
 
 def model_options(config: CatSegModelConfig) -> CatSegOptions:
-    """The model's sizes and habits. Raises UserError naming the option that cannot be used."""
+    """The model's sizes and habits, null for the version's own. Raises UserError naming what cannot be used."""
+    require_choice("model.version", config.version, tuple(VERSIONS))
+    own = options_of(config.version)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(CatSegOptions)}
     for name in ("grid", "decoder", "taps", "decoder_guidance"):
         values[name] = pair(f"model.{name}", values[name])
-    if values["prompts"] is None:
-        values["prompts"] = CatSegOptions().prompts
-    return CatSegOptions(**values)
+    return CatSegOptions(**{name: getattr(own, name) if value is None else value for name, value in values.items()})
 
 
 def catseg_plan(

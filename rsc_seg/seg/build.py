@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 VERSIONS = {"updated": ("catseg", "attention"), "vanilla": ("value", "vanilla")}  # last block, policy
 
 
+def options_of(version: str) -> CatSegOptions:
+    """The official options of a version of `VERSIONS`."""
+    return CatSegOptions().vanilla() if version == "vanilla" else CatSegOptions()
+
+
 @dataclass(frozen=True)
 class CatSegPlan:
     """Which towers, with which weights, in which version.
@@ -32,7 +37,7 @@ class CatSegPlan:
     the like for the text tower. `version`: updated (CVPR: text encoder tuned too) or vanilla (the first: text encoder
     frozen, residual of the last block is the token itself, 80 templates). `finetune`: see `apply_policy`; empty: the
     version's own. `checkpoint`: a whole Cat-Seg, in the official names or as this project saves it, loaded last.
-    `guide`: an encoder without text that joins the appearance guidance (ours).
+    `guide`: an encoder without text that joins the appearance guidance (ours). `options`: None means the version's own.
     """
 
     backbone: str = "clip_vitb16"
@@ -41,7 +46,7 @@ class CatSegPlan:
     version: str = "updated"
     finetune: str = ""
     checkpoint: str = ""
-    options: CatSegOptions = field(default_factory=CatSegOptions)
+    options: CatSegOptions | None = None
     guide: BackboneConfig | None = None
     attention: str = "auto"
     seed: int = 0
@@ -68,15 +73,14 @@ def build_catseg(plan: CatSegPlan, device: torch.device | str = "cpu") -> tuple[
     if plan.version not in VERSIONS:
         raise UserError(f"version={plan.version}: must be one of {', '.join(VERSIONS)}.")
     last_block, policy = VERSIONS[plan.version]
-    device = torch.device(device)
+    options, device = plan.options or options_of(plan.version), torch.device(device)
     config = BackboneConfig(
         name=plan.backbone,
         weights=plan.weights,
         attention=plan.attention,
         last_block=last_block,
-        gradient_checkpointing=plan.options.gradient_checkpointing,
+        gradient_checkpointing=options.gradient_checkpointing,
     )
-    options = plan.options.vanilla() if plan.version == "vanilla" else plan.options
     with torch.random.fork_rng(devices=[]), filled_later(quiet=bool(plan.checkpoint)):
         torch.manual_seed(plan.seed)
         encoder, info = build_backbone(config, device)
