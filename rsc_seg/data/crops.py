@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Optional
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
@@ -12,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from rsc_seg.config import CropConfig, DataConfig, require_choice
-from rsc_seg.data.proposals import Proposals
+from rsc_seg.data.proposals import Proposals, open_proposals
+from rsc_seg.data.region_boxes import RATIO_MODES, check_ratio, sample_boxes
+from rsc_seg.data.rla import RlaRegions, distillation_boxes
 from rsc_seg.data.sampler import Skipped, keyed_rng
 from rsc_seg.data.source import ImageSource
 from rsc_seg.data.storage import ImageError
@@ -21,44 +22,9 @@ from rsc_seg.errors import UserError
 
 log = logging.getLogger(__name__)
 
-RATIO_MODES = ("shared", "per_axis", "area")
 ON_ERROR = ("skip", "fatal")
+BOXES_FROM = ("own", "rla")
 STAGES = ("refine", "distill", "all")
-
-
-def _check_ratio(ratio: Sequence[float]) -> None:
-    if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] <= 1:
-        raise UserError(f"crops.ratio={list(ratio)}: must be two numbers with 0 < low <= high <= 1.")
-
-
-def sample_boxes(
-    generator: np.random.Generator,
-    count: int,
-    *,
-    ratio: Sequence[float],
-    mode: str = "shared",
-    valid: tuple[float, float],
-) -> Float[Tensor, "R 4"]:
-    """Random boxes xyxy inside `valid` (width, height), float32, positions uniform.
-
-    `ratio` bounds a number drawn uniformly: the side ratio of both sides (`shared`, keeps the image's aspect: the
-    paper's [0.3, 0.7] as read here), one for each side (`per_axis`), or the ratio of areas at the image's aspect
-    (`area`). The first n boxes of a generator do not depend on `count`.
-    """
-    require_choice("crops.ratio_mode", mode, RATIO_MODES)
-    _check_ratio(ratio)
-    low, high = ratio
-    draws = generator.random((count, 4))
-    sides = low + (high - low) * draws[:, :2]
-    if mode != "per_axis":
-        sides[:, 1] = sides[:, 0]
-    if mode == "area":
-        sides = np.sqrt(sides)
-    whole = np.array(valid, np.float64)
-    extent = sides * whole
-    start = draws[:, 2:] * (whole - extent)
-    boxes = torch.from_numpy(np.concatenate([start, start + extent], axis=1)).float()
-    return torch.minimum(boxes, torch.tensor([*valid, *valid], dtype=torch.float32))
 
 
 def pick_from_bank(seed: int, epoch: int, index: int, bank: int, count: int) -> Int[Tensor, " C"]:
@@ -73,7 +39,9 @@ class CropDataset:
     must be multiples of `patch_size`; `mean` and `std` are the encoder's. Raises UserError for options that do not fit.
 
     With `crops.bank=N`, N boxes are drawn once for an image and each epoch picks `crops.per_image` of them. Boxes of a
-    proposals file stand first; random ones fill up what it lacks. `skipped` holds name and reason of unreadable images
+    proposals file stand first; random ones fill up what it lacks. `rla` adds the regions of region-language alignment
+    to each sample; with boxes_from=rla the boxes are the first `crops.per_image` valid ones of these, repeated in turn
+    where there are fewer, and `crops.bank` does not count. `skipped` holds name and reason of unreadable images
     that were replaced, `without_proposals` the number of images for which the file holds no box.
     """
 
@@ -88,8 +56,13 @@ class CropDataset:
         std: Sequence[float],
         patch_size: int,
         stage: str,
+        rla: Optional[RlaRegions] = None,
+        boxes_from: str = "own",
     ) -> None:
         _check_options(data, crops, patch_size, stage)
+        require_choice("distill.boxes_from", boxes_from, BOXES_FROM)
+        if boxes_from == "rla" and rla is None:
+            raise UserError("distill.boxes_from=rla: this objective has no RLA regions; take distill.boxes_from=own.")
         if len(source) == 0:
             raise UserError("the data set is empty (data.root, data.split): there is nothing to train on.")
         self.source = source
@@ -100,6 +73,8 @@ class CropDataset:
         self.std = tuple(std)
         self.patch_size = patch_size
         self.stage = stage
+        self.rla = rla
+        self.boxes_from = boxes_from
         self.skipped: dict[str, str] = {}
         self.without_proposals = 0
         self.proposals: Optional[Proposals] = None
@@ -107,12 +82,10 @@ class CropDataset:
             self._open_proposals(data.proposals)
 
     def _open_proposals(self, path: str) -> None:
-        self.proposals = Proposals(path)
+        self.proposals = open_proposals(path)
         names = [self.source.name(i) for i in range(len(self.source))]
+        self.proposals.coverage(names)
         self.without_proposals = sum(len(self.proposals.boxes(n)) == 0 for n in names)
-        if self.without_proposals == len(names):
-            example = f"of the {len(names)} images, for example '{names[0]}'"
-            raise UserError(f"{path}: no box for any {example} (data.proposals): file names or image ids must agree.")
         if self.without_proposals:
             log.warning("%s: no box for %d of %d images: random ones.", path, self.without_proposals, len(names))
 
@@ -124,8 +97,9 @@ class CropDataset:
 
         image (3,H,W) normalised; boxes (C,4) float32 xyxy in frame pixels, inside `valid` (4,), the un-padded part;
         crops (C,3,h,w) normalised, absent in stage `distill`; bank_ids (C,) int64, -1 without a bank; epoch, index and
-        name of the image that was used; skipped, the (name, reason) of unreadable ones before it. An unreadable image
-        gives way to the next one, or raises ImageError with `data.on_error=fatal` or when none is readable.
+        name of the image that was used; skipped, the (name, reason) of unreadable ones before it; with `rla` what
+        RlaRegions.sample gives. An unreadable image gives way to the next one, or raises ImageError with
+        `data.on_error=fatal` or when none is readable. Raises UserError for an image that its boxes do not fit.
         """
         skipped: Skipped = []
         for tried in range(len(self.source)):
@@ -158,16 +132,21 @@ class CropDataset:
         frame, geometry = fit_image(
             image, self.data.image_size, self.data.fit, patch=self.patch_size, name=self.source.where(index)
         )
-        boxes, bank_ids = self._boxes(epoch, index, name, geometry, flipped)
-        sample = {
+        sample: dict[str, Any] = {
             "image": normalize(frame, self.mean, self.std),
-            "boxes": boxes,
-            "bank_ids": bank_ids,
             "valid": torch.tensor(geometry.valid, dtype=torch.float32),
             "epoch": epoch,
             "index": index,
             "name": name,
         }
+        if self.rla is not None:
+            sample |= self.rla.sample(image, geometry, epoch=epoch, index=index, flipped=flipped)
+        if self.boxes_from == "rla":
+            boxes = distillation_boxes(sample, self.crops.per_image)
+            bank_ids = torch.full((len(boxes),), -1)
+        else:
+            boxes, bank_ids = self._boxes(epoch, index, name, geometry, flipped)
+        sample |= {"boxes": boxes, "bank_ids": bank_ids}
         if self.stage != "distill":
             sample["crops"] = self._crops(image, geometry.to_original(boxes))
         return sample
@@ -196,6 +175,7 @@ class CropDataset:
         )
         if self.proposals is None:
             return boxes
+        self.proposals.check_size(name, geometry.original)
         given = torch.from_numpy(self.proposals.boxes(name))
         if flipped:
             x0, y0, x1, y1 = given.unbind(1)
@@ -221,7 +201,7 @@ def _check_options(data: DataConfig, crops: CropConfig, patch_size: int, stage: 
     require_choice("crops.ratio_mode", crops.ratio_mode, RATIO_MODES)
     _check_sides("data.image_size", data.image_size, patch_size)
     _check_sides("crops.size", crops.size, patch_size)
-    _check_ratio(crops.ratio)
+    check_ratio(crops.ratio)
     if crops.per_image < 1:
         raise UserError(f"crops.per_image={crops.per_image}: must be 1 or more.")
     if crops.bank and crops.bank < crops.per_image:

@@ -14,19 +14,24 @@ from torch import Tensor
 
 from rsc_seg.config import OptimConfig, RscvConfig, require_choice
 from rsc_seg.data.crops import CropDataset, pick_from_bank
+from rsc_seg.data.nouns import PseudoLabels
+from rsc_seg.data.rla import RlaRegions, rla_kind
 from rsc_seg.data.sampler import StepLoader, step_indices
-from rsc_seg.data.source import ImageSource
+from rsc_seg.data.source import ImageSource, SelectedImages
 from rsc_seg.errors import UserError
 from rsc_seg.models.digest import module_digest
 from rsc_seg.models.encoder import DenseEncoder, EarlyFeatures
 from rsc_seg.models.refiner import Refiner
-from rsc_seg.training.batch import Batch
+from rsc_seg.models.registry import find_backbone
+from rsc_seg.pipelines.pseudo_labels import open_labels
+from rsc_seg.training.batch import Batch, Regions
 from rsc_seg.training.cache import DTYPES, FeatureCache, cache_key, estimate_gb, open_cache
 from rsc_seg.training.tasks import DistillTask, crop_features
 
 _log = logging.getLogger(__name__)
 _CHUNK = 4  # images of one forward pass while a cache is filled
 _EXACT = ("boxes", "index")  # never stored in half precision
+_TOKEN_LOSSES = ("scd", "frobenius", "inter")  # values of distill.loss whose target is the tokens of regions
 Produce = Callable[[], Iterator[tuple[list[int], dict[str, Tensor]]]]
 
 
@@ -36,6 +41,10 @@ class RscvData:
     Caches (see `rsc_seg.training.cache`): `early` (f_A of every image), `crops` (boxes of the bank and the encoder's
     tokens of their crops), `regions` (the distillation target in every box of the bank). The latter two need
     `crops.bank`; none is used with augmentation, nor across several machines.
+
+    With an objective of region-language alignment, stage 2's batches hold its regions as well (`Batch.regions`), and
+    with RegionText only images that have labelled boxes (of `rla.pseudo_labels`, else made here) are used, as
+    officially.
     """
 
     def __init__(
@@ -46,7 +55,10 @@ class RscvData:
         if config.cache.mode == "on" and (config.data.hflip or config.run.nodes > 1):
             reason = "data.hflip=true" if config.data.hflip else f"run.nodes={config.run.nodes}"
             raise UserError(f"cache.mode=on: features cannot be cached with {reason}; use cache.mode=auto or off.")
-        self.config, self.source, self.encoder, self.fabric = config, source, encoder, fabric
+        self.config, self.encoder, self.fabric = config, encoder, fabric
+        self.kind = rla_kind(config.objective)
+        self.labels = open_labels(config, source, encoder, fabric) if self.kind == "regiontext" else None
+        self.source = source if self.labels is None else _labelled_only(source, self.labels)
         self.root = Path(config.cache.dir) if config.cache.dir else folder / "cache"
         self.encoder_digest = module_digest(encoder) + encoder.position_rule + encoder.last_block
         self.image_grid = encoder.grid(*config.data.image_size)
@@ -56,13 +68,36 @@ class RscvData:
     def _fingerprint(self) -> str:
         return self.source.fingerprint()
 
-    def dataset(self, stage: str, *, whole_bank: bool = False) -> CropDataset:
-        """Samples of `stage` (see CropDataset); `whole_bank` gives all boxes of an image at once."""
-        crops = self.config.crops
+    @functools.cached_property
+    def _rla(self) -> Optional[RlaRegions]:
+        """The regions of the objective; None when it has none."""
+        if self.kind is None:
+            return None
+        config, side = self.config, find_backbone(self.config.backbone.name).native_size
+        return RlaRegions(
+            dataclasses.replace(config.rla, crop_size=config.rla.crop_size or [side, side]),
+            config.data,
+            config.crops,
+            source=self.source,
+            kind=self.kind,
+            seed=config.run.seed,
+            mean=self.encoder.mean,
+            std=self.encoder.std,
+            labels=self.labels,
+        )
+
+    def dataset(self, stage: str, *, whole_bank: bool = False, regions: bool = False) -> CropDataset:
+        """Samples of `stage` (see CropDataset); `whole_bank` gives all boxes of an image at once.
+
+        `regions`: with those of the objective, when it has any, and with distill.boxes_from.
+        """
+        crops, boxes_from = self.config.crops, self.config.distill.boxes_from if regions else "own"
         if whole_bank:
             crops = dataclasses.replace(crops, per_image=crops.bank)
         elif stage == "distill":
             crops = dataclasses.replace(crops, per_image=self.config.distill.boxes)
+        if boxes_from == "rla":
+            crops = dataclasses.replace(crops, bank=0)
         row = self.encoder
         return CropDataset(
             self.source,
@@ -73,6 +108,8 @@ class RscvData:
             std=row.std,
             patch_size=row.patch_size,
             stage=stage,
+            rla=self._rla if regions else None,
+            boxes_from=boxes_from,
         )
 
     def _usable(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -158,14 +195,19 @@ class RscvData:
         return self._open("crops", shapes, produce, crops=self.config.crops, seed=self.config.run.seed)
 
     def region_cache(self, task: DistillTask) -> Optional[FeatureCache]:
-        """The distillation targets (bank's boxes, whole image), or None when they change or are not to be cached."""
+        """The distillation targets (bank's boxes, whole image), or None when they change or are not to be cached.
+
+        They change without a bank, end to end, with the boxes of RLA, and with losses whose target trains along.
+        """
         bank, width, kinds = self.config.crops.bank, self.encoder.out_dim, task.config.regions
         shapes: dict[str, tuple[int, ...]] = {}
         if kinds != "global":
             shapes["region_tokens"] = (bank, self.crop_grid[0] * self.crop_grid[1], width)
         if kinds != "local":
             shapes["whole_tokens"] = (self.image_grid[0] * self.image_grid[1], width)
-        if task.config.end_to_end or (kinds != "global" and bank == 0) or not self._usable(shapes):
+        moving = task.config.end_to_end or task.config.loss not in _TOKEN_LOSSES
+        unknown = kinds != "global" and (bank == 0 or task.config.boxes_from == "rla")
+        if moving or unknown or not self._usable(shapes):
             return None
         target = "teacher" if task.refiner is None else module_digest(task.refiner) + str(self.config.refiner)
         whole = {} if kinds == "local" else {"whole": "valid"}
@@ -184,9 +226,11 @@ class RscvData:
             "regions", shapes, produce, crops=self.config.crops, seed=self.config.run.seed, target=target, **whole
         )
 
-    def _loaded(self, stage: str, optim: OptimConfig, start: int, total: int) -> Iterator[dict[str, Any]]:
+    def _loaded(
+        self, stage: str, optim: OptimConfig, start: int, total: int, *, regions: bool = False
+    ) -> Iterator[dict[str, Any]]:
         loader = StepLoader(
-            self.dataset(stage),
+            self.dataset(stage, regions=regions),
             range(start, total * optim.accumulate),
             batch_size=optim.batch_size,
             seed=self.config.run.seed,
@@ -244,17 +288,27 @@ class RscvData:
         )
 
     def distill_batches(
-        self, task: DistillTask, optim: OptimConfig, total: int, *, with_crops: bool = False
+        self,
+        task: Optional[DistillTask],
+        optim: OptimConfig,
+        total: int,
+        *,
+        with_crops: bool = False,
+        with_regions: bool = True,
     ) -> Callable[[int], Iterator[Batch]]:
-        """Stage 2's batches (`with_crops`: end to end, both stages' needs)."""
-        regions = self.region_cache(task)
-        early = self.early_cache(task.refiner) if regions is None and task.refiner is not None else None
+        """Stage 2's batches (`with_crops`: end to end, both stages' needs); `task` None: no distillation beside RLA.
+
+        `with_regions`: with the regions of RLA where the objective has it; a control run does without.
+        """
+        targets = None if task is None else self.region_cache(task)
+        refiner = None if task is None or targets is not None else task.refiner
+        early = None if refiner is None else self.early_cache(refiner)
         stage = "all" if with_crops else "distill"
 
         def batches(start: int) -> Iterator[Batch]:
-            for raw in self._loaded(stage, optim, start, total):
+            for raw in self._loaded(stage, optim, start, total, regions=with_regions):
                 rows = raw["index"].tolist()
-                known = {} if regions is None else _known_targets(regions, rows, raw["bank_ids"])
+                known = {} if targets is None else _known_targets(targets, rows, raw["bank_ids"])
                 yield Batch(
                     boxes=raw["boxes"],
                     names=raw["name"],
@@ -264,10 +318,31 @@ class RscvData:
                     region_tokens=known.get("region_tokens"),
                     whole_tokens=known.get("whole_tokens"),
                     valid=raw["valid"],
+                    regions=_regions(raw),
                     skipped=raw["skipped"],
                 )
 
         return batches
+
+
+def _labelled_only(source: ImageSource, labels: PseudoLabels) -> ImageSource:
+    """The images that have a labelled box; one of none would train nothing."""
+    names = [source.name(i) for i in range(len(source))]
+    if not names:
+        return source
+    labels.file.coverage(names)
+    kept = [i for i, name in enumerate(names) if len(labels.file.annotated(name).boxes)]
+    if len(kept) == len(names):
+        return source
+    _log.warning("%s: no box for %d of %d images: left out.", labels.file.path, len(names) - len(kept), len(names))
+    return SelectedImages([(source, i) for i in kept])
+
+
+def _regions(raw: dict[str, Any]) -> Optional[Regions]:
+    """The regions of a collated batch; None where its samples have none."""
+    if "rla_boxes" not in raw:
+        return None
+    return Regions(raw["rla_boxes"], raw["rla_valid"], raw.get("rla_crops"), raw.get("rla_nouns"))
 
 
 def _early_rows(cache: FeatureCache, rows: list[int]) -> EarlyFeatures:

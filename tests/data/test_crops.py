@@ -5,7 +5,6 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,14 +19,6 @@ from rsc_seg.errors import UserError
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 DATA = DataConfig(kind="folder", image_size=[56, 84])
 CROPS = CropConfig(size=[28, 28], per_image=3)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    y, x = np.mgrid[:120, :160]
-    for i in range(5):
-        Image.fromarray(np.stack([x, y, np.full_like(x, 40 * i)], axis=-1).astype(np.uint8)).save(tmp_path / f"{i}.png")
-    return tmp_path
 
 
 def dataset(folder: Path, stage: str = "refine", seed: int = 0, data: DataConfig = DATA, crops: CropConfig = CROPS):
@@ -198,15 +189,25 @@ def test_proposals_come_first_and_random_boxes_fill_up(folder, tmp_path_factory,
 
 def test_proposals_follow_the_flip_and_are_clipped(folder, tmp_path_factory):
     tmp = tmp_path_factory.mktemp("proposals")
-    config = dataclasses.replace(with_proposals(folder, tmp, {0: [[-20, 30, 60, 200]]}), hflip=True)
+    config = dataclasses.replace(with_proposals(folder, tmp, {0: [[-1.5, 30, 41.5, 91]]}), hflip=True)
     data = dataset(folder, data=config)
     boxes = {tuple(round(v, 2) for v in data.sample(e, 0)["boxes"][0].tolist()) for e in range(20)}
     assert boxes == {(0, 14, 18.75, 56), (56.25, 14, 75, 56)}
 
 
+def test_proposals_outside_their_image_are_refused(folder, tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("proposals")
+    for box in ([-20, 30, 60, 60], [100, 30, 63, 60], [10, 90, 20, 33], [500, 500, 20, 20]):
+        config = with_proposals(folder, tmp, {0: [box, [0, 0, 160, 120]]})
+        with pytest.raises(
+            UserError, match=r"boxes\.json, image '0\.png' \(data\.proposals\): box \[.*\] .* lies outside"
+        ):
+            dataset(folder, data=config).sample(0, 0)
+
+
 def test_proposals_of_other_images_are_refused(folder, tmp_path_factory):
     config = with_proposals(folder, tmp_path_factory.mktemp("proposals"), {77: [[1, 1, 20, 20]]})
-    with pytest.raises(UserError, match=r"no box for any of the 5 images, for example '0\.png' \(data\.proposals\)"):
+    with pytest.raises(UserError, match=r"no box for any of the 5 images.* '0\.png'.*for 1 other images"):
         dataset(folder, data=config)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsc_seg.data.proposals import Proposals
+from rsc_seg.data.proposals import BoxFile, Proposals, open_proposals
 from rsc_seg.errors import UserError
 
 
@@ -58,3 +58,55 @@ def test_missing_or_broken_file(tmp_path):
     (tmp_path / "p.json").write_text("[{")
     with pytest.raises(UserError, match=r"p\.json: not valid JSON \(data\.proposals"):
         Proposals(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_boxes_that_are_not_finite_are_named(tmp_path, value):
+    path = tmp_path / "p.json"
+    path.write_text(f'[{{"image_id": 1, "bbox": [1, 1, 9, 9]}}, {{"image_id": 7, "bbox": [1, {value}, 9, 9]}}]')
+    with pytest.raises(UserError, match=r"p\.json: annotation 1 \(image_id 7\) has the box .* not finite"):
+        Proposals(path)
+
+
+@pytest.mark.parametrize("document", [[], {"annotations": [], "images": []}, [{"image_id": 1, "bbox": [1, 1, 0, 5]}]])
+def test_a_file_without_boxes_is_refused(tmp_path, document):
+    with pytest.raises(UserError, match=r"p\.json: holds no box \(data\.proposals; [01] annotations\)"):
+        Proposals(write(tmp_path / "p.json", document))
+
+
+def test_a_box_outside_the_size_that_the_file_states(tmp_path):
+    images = [{"id": 4, "file_name": "x.jpg", "width": 100, "height": 50}]
+    inside = {"annotations": [{"image_id": 4, "bbox": [0, 0, 102, 52]}], "images": images}
+    assert len(Proposals(write(tmp_path / "p.json", inside)).boxes("x.jpg")) == 1
+    outside = {"annotations": [{"image_id": 4, "bbox": [90, 0, 30, 20]}], "images": images}
+    with pytest.raises(UserError, match=r"p\.json, image_id 4 \(data\.proposals\): box \[90.0, .* outside .*100 x 50"):
+        Proposals(write(tmp_path / "p.json", outside))
+
+
+def test_coverage_counts_both_ways(tmp_path):
+    rows = [{"image_id": i, "bbox": [1, 1, 20, 20]} for i in (1, 2, 3)]
+    file = Proposals(write(tmp_path / "p.json", rows))
+    assert file.coverage(["1.jpg", "2.jpg", "8.jpg"]) == (1, 1, 3)
+    with pytest.raises(UserError, match=r"no box for any of the 2 images, for example '8\.jpg'.*for 3 other images"):
+        file.coverage(["8.jpg", "9.jpg"])
+    images = [{"id": i, "file_name": f"a{i}.jpg"} for i in (1, 2, 3)]
+    named = Proposals(write(tmp_path / "q.json", {"annotations": rows, "images": images}))
+    with pytest.raises(UserError, match=r"for 3 other images, for example 'a1\.jpg'"):
+        named.coverage(["1.jpg"])
+
+
+def test_categories_and_crowds(tmp_path):
+    rows = [{"image_id": 1, "bbox": [1, 1, 20, 20], "category_id": c, "iscrowd": c == 5} for c in (3, 5, 3)]
+    path = write(tmp_path / "p.json", [*rows, {"image_id": 1, "bbox": [0, 0, 5, 5]}])
+    assert BoxFile(path).annotated("1.jpg").categories.tolist() == [3, 5, 3, -1]
+    assert BoxFile(path, crowds=False).categories() == {3, -1}
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path):
+    path = write(tmp_path / "p.json", [{"image_id": 1, "bbox": [1, 1, 20, 20]}])
+    first = open_proposals(path)
+    assert open_proposals(path) is first
+    write(tmp_path / "p.json", [{"image_id": 1, "bbox": [1, 1, 20, 200]}])
+    assert open_proposals(path).boxes("1.jpg")[0, 3] == 201
+    with pytest.raises(UserError, match=r"other\.json: no such file \(data\.proposals\)"):
+        open_proposals(tmp_path / "other.json")
