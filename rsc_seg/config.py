@@ -116,7 +116,8 @@ class DistillStageConfig:
     temperature_student: float = 0.2
     temperature_teacher: float = 0.2
     normalize: bool = True  # false: raw dot products
-    target: str = "refiner"  # refiner (R-SCD) | teacher (SCD, the control); an objective with RLA says it itself
+    target: str = "refiner"  # refiner (R-SCD) | teacher (SCD, the control); for objective=rscv: the others say it
+    refiner: Optional[str] = None  # refiner.safetensors of another run in place of stage 1; null: trained here
     loss: str = "scd"  # scd | frobenius | inter | attention | densecl | ibot (Table 6's replacements of SCD)
     weight: Optional[float] = None  # lambda, of this loss beside RLA; null: 0.2 (up to 12 blocks), 0.4 (more)
     boxes_from: str = "own"  # own (crops.*: random boxes, or those of data.proposals) | rla (the boxes of RLA)

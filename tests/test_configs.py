@@ -1,4 +1,4 @@
-"""Every file in configs/rscv and configs/catseg loads, names options that exist, and fits what it names."""
+"""Every file in configs/rscv, rla and catseg loads, names options that exist, and fits what it names."""
 
 from pathlib import Path
 
@@ -11,14 +11,20 @@ from rsc_seg.data.segsets import segset
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.registry import find_backbone
+from rsc_seg.models.sizes import fill_sizes
 from rsc_seg.models.trunk import create_trunk
 from rsc_seg.pipelines.catseg_plan import catseg_plan, model_options, sliding_options
+from rsc_seg.pipelines.objectives import OBJECTIVES
+from rsc_seg.pipelines.rscv_check import check_config
 from rsc_seg.seg.build import options_of
 from rsc_seg.seg.inference import SlidingOptions
 from rsc_seg.seg.options import CatSegOptions
+from rsc_seg.training.rla import distill_weight
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "rscv").rglob("*.yaml"))
-CATSEG = sorted((Path(__file__).parents[1] / "configs" / "catseg").rglob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+RLA = sorted((FOLDER / "rla").glob("*.yaml"))
+CONFIGS = [*sorted((FOLDER / "rscv").rglob("*.yaml")), *RLA, *sorted((FOLDER / "ablation" / "presets").glob("*.yaml"))]
+CATSEG = sorted((FOLDER / "catseg").rglob("*.yaml"))
 
 
 def test_there_are_presets() -> None:
@@ -30,6 +36,7 @@ def test_there_are_presets() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_preset_fits_its_encoder(path: Path) -> None:
     config = load_config(RscvConfig, path)
+    fill_sizes(config.backbone.name, config.data, config.crops)
     row = find_backbone(config.backbone.name)
     trunk = create_trunk(row, depth=config.backbone.depth, dense_attention=True, device="meta")
     encoder = DenseEncoder(trunk, row, position_rule=row.position_rule, last_block=row.last_block)
@@ -97,3 +104,30 @@ def test_demo_of_catseg_names_the_classes_of_the_scenes() -> None:
     config, names = catseg("demo"), segset("scenes_train").class_names()
     assert sorted(config.data.classes) == sorted(names[c.ade20k - 1] for c in CLASS_TABLE)
     assert set(config.data.held_out) < set(config.data.classes) and len(config.data.held_out) == 2
+
+
+@pytest.mark.parametrize("path", RLA, ids=lambda p: p.name)
+def test_alignment_presets_are_what_their_names_say(path: Path) -> None:
+    config = load_config(RscvConfig, path)
+    objective = check_config(config, "all")
+    if path.stem != "demo":
+        name = config.objective.replace("-", "_")
+        assert path.stem == f"{name}_{config.backbone.name}" and objective == OBJECTIVES[config.objective]
+        row = find_backbone(config.backbone.name)
+        assert config.data.image_size == [row.image_side] * 2 and config.rla.crop_size == [row.native_size] * 2
+        assert config.distill.alpha == (0.95 if row.depth == 24 else 0.7)
+    assert objective.kind is not None and config.distill.trainable == "blocks"
+
+
+def test_recipe_of_clipself_and_of_the_paper() -> None:
+    clipself, paper = (
+        load_config(RscvConfig, FOLDER / "rla" / f"{name}_evaclip_vitb16.yaml")
+        for name in ("clipself", "r_sc_clipself")
+    )
+    first, second = clipself.distill.optim, paper.distill.optim
+    assert (first.lr, first.weight_decay, first.warmup_steps, first.epochs, first.batch_size) == (1e-5, 0.1, 1000, 6, 2)
+    assert (clipself.rla.per_image, clipself.rla.enlarge) == (20, 1.5)
+    assert (second.lr, second.epochs, second.batch_size) == (2e-5, 6, 4)
+    large = load_config(RscvConfig, FOLDER / "rla" / "r_sc_clipself_evaclip_vitl14_336.yaml")
+    assert distill_weight(paper.distill, 12) == 0.2 and distill_weight(large.distill, 24) == 0.4
+    assert (large.refiner.depth, large.refiner.taps) == (6, [9, 14])

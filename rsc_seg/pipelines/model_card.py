@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 from rsc_seg.models.registry import BackboneRow
 from rsc_seg.models.weights_info import WeightsInfo
+from rsc_seg.pipelines.objectives import OBJECTIVES, objective_title
 from rsc_seg.probe.table import table_cells
 
 _PAPER = '"Refining CLIP\'s Spatial Awareness" (ICLR 2025)'
@@ -94,7 +95,11 @@ def _pipes(header: list[str], rows: list[list[str]]) -> str:
 
 def _training(info: WeightsInfo) -> str:
     t = info.training
-    known = [(key, t[key]) for key in ("data", "images", "seed", "alpha", "target", "commit") if key in t]
+    known = [
+        (key, t[key])
+        for key in ("data", "images", "seed", "alpha", "objective", "lambda", "target", "commit")
+        if key in t
+    ]
     if not known and "command" not in t:
         return "Nothing is recorded about the training of these weights."
     table = _pipes(["", ""], [[key, f"`{value}`"] for key, value in known])
@@ -124,8 +129,24 @@ def _measured(measure: Measure) -> str:
     )
 
 
+def _aligned(info: WeightsInfo) -> str:
+    """The sentence of an objective with region-language alignment; nothing for others."""
+    name = str(info.training.get("objective"))
+    objective = OBJECTIVES.get(name)
+    if objective is None or objective.kind is None:
+        return ""
+    whose = {"teacher": "its own start's", "refiner": "a Refiner's"}.get(str(info.training.get("target")))
+    second = "alone" if whose is None else f"beside a distillation of {whose} spatial correlations"
+    return (
+        f"An image encoder whose regions were tuned by {objective_title(name)}, region-language alignment {second}, as "
+        f"in {_PAPER}, with {_BY}."
+    )
+
+
 def _opening(info: WeightsInfo) -> str:
     """What these weights are, as far as their records say."""
+    if _aligned(info):
+        return _aligned(info)
     known = _TUNED.get(str(info.training.get("target")))
     if known is not None:
         return known

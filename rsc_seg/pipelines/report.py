@@ -10,7 +10,8 @@ import torch
 from rsc_seg.config import EvaluateConfig, load_config
 from rsc_seg.pipelines.candidates import layer_candidate, run_candidates, untuned
 from rsc_seg.pipelines.device import choose_device
-from rsc_seg.pipelines.folder import config_yaml
+from rsc_seg.pipelines.folder import config_yaml, read_config
+from rsc_seg.pipelines.objectives import objective_title
 from rsc_seg.pipelines.pictures import NORM_DEFINITION, Picture, figure_groups
 from rsc_seg.pipelines.probe import run_probe
 from rsc_seg.pipelines.report_pictures import choose_pictures
@@ -144,6 +145,10 @@ def curves(rows: list[dict[str, Any]]) -> list[Chart]:
         series = _line(log, key, title)
         if _drawable(series):
             charts.append(Chart(name, line_chart(f"{name}: {title}", [series], y_label=title), about))
+        aligned = _line(log, "rla", "region-language alignment")
+        if _drawable(aligned):
+            chart = line_chart(f"{name}: region-language alignment", [aligned], y_label="loss")
+            charts.append(Chart(f"{name}: alignment", chart, "region-language alignment, un-weighted"))
         norms.append(_line(log, "token_norm", name))
     norms = [series for series in norms if _drawable(series)]
     if norms:
@@ -196,7 +201,7 @@ def build_report(folder: Path, config: EvaluateConfig, result: dict[str, Any], p
         "measured at commit": result["commit"],
     }
     report = Report(
-        title=f"R-SC-V on {config.backbone.name}",
+        title=f"{objective_title(read_config(folder).objective)} on {config.backbone.name}",
         subtitle=f"{encoder.depth} blocks, {height}x{width} pixels, {run['images']} training images",
         provenance=f"{info.note or 'Weights: ' + info.source + '.'} Licence of the weights: {info.licence}.",
         summary=summary_lines(result) + result["remarks"],

@@ -1,4 +1,4 @@
-"""R-SC-V from a configuration: both stages, the control, and what they leave in the run folder."""
+"""A run from a configuration: its stages, the control, and what they leave in the run folder."""
 
 import dataclasses
 import json
@@ -10,17 +10,16 @@ from typing import Any, Optional
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import FSDPStrategy
 from torch import Tensor
 
-from rsc_seg.config import DistillStageConfig, OptimConfig, RscvConfig, require_choice
+from rsc_seg.config import DistillStageConfig, OptimConfig, RscvConfig
 from rsc_seg.data.images import open_images
 from rsc_seg.errors import UserError
 from rsc_seg.models.build import build_backbone
-from rsc_seg.models.encoder import DenseEncoder, trainable_parameters
+from rsc_seg.models.encoder import DenseEncoder
+from rsc_seg.models.noun_embeddings import NounText
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.refiner_file import load_refiner, save_refiner
-from rsc_seg.models.sizes import fill_sizes
 from rsc_seg.models.weights import blend_states, save_encoder
 from rsc_seg.models.weights_info import WeightsInfo
 from rsc_seg.pipelines.folder import (
@@ -31,15 +30,23 @@ from rsc_seg.pipelines.folder import (
     take_back,
     update_json,
 )
+from rsc_seg.pipelines.objectives import (
+    Objective,
+    distillation_of,
+    nouns_of,
+    open_refiner,
+    student_task,
+    training_facts,
+)
+from rsc_seg.pipelines.rscv_check import check_config, make_fabric, rehearse, trains_refiner
 from rsc_seg.pipelines.stream import RscvData, frozen_copy
 from rsc_seg.training.checkpoint import final_parameters
 from rsc_seg.training.fit import FitOptions, NotFinite, fit
 from rsc_seg.training.log import RunLog
-from rsc_seg.training.optim import check_optim, parameter_groups, total_steps
-from rsc_seg.training.tasks import REGIONS, DistillTask, EndToEndTask, RefinerTask, Task
+from rsc_seg.training.optim import parameter_groups, total_steps
+from rsc_seg.training.tasks import DistillTask, EndToEndTask, RefinerTask, RlaTask, Task
 
 _log = logging.getLogger(__name__)
-STAGES = ("refiner", "distill", "all")
 
 
 @dataclass
@@ -47,6 +54,7 @@ class _Run:
     """What all stages of one run share."""
 
     config: RscvConfig
+    objective: Objective
     folder: Path
     resume: bool
     fabric: Fabric
@@ -54,6 +62,8 @@ class _Run:
     info: WeightsInfo
     data: RscvData
     log: RunLog
+    text: Optional[NounText] = None  # of RegionText
+    refiner: Optional[dict[str, str]] = None  # path and hash of another run's Refiner
 
     def options(self, stage: str, optim: OptimConfig) -> FitOptions:
         """Steps and intervals of a stage."""
@@ -68,69 +78,17 @@ class _Run:
         return {**facts, **commands_of(self.folder), "start": self.info.source, **more}
 
 
-def make_fabric(config: RscvConfig) -> Fabric:
-    """Lightning Fabric for the run section; UserError for a device or strategy that this machine has not."""
-    run = config.run
-    require_choice("run.strategy", run.strategy, ("auto", "ddp", "fsdp"))
-    require_choice("run.precision", run.precision, ("32-true", "bf16-mixed"))
-    require_choice("run.device", run.device, ("auto", "cpu", "cuda", "mps"))
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("run.device=cuda: this machine has no usable CUDA device; use --device cpu or auto.")
-    if run.deterministic:
-        torch.use_deterministic_algorithms(True)
-    try:
-        return Fabric(
-            accelerator=run.device,
-            devices=run.devices,
-            num_nodes=run.nodes,
-            strategy=FSDPStrategy(state_dict_type="full") if run.strategy == "fsdp" else run.strategy,
-            precision=run.precision,  # type: ignore[arg-type]
-        )
-    except Exception as e:  # Fabric reports what a machine lacks by several types
-        raise UserError(
-            f"run.device={run.device}, run.devices={run.devices}, run.strategy={run.strategy}: {str(e).splitlines()[0]}"
-        ) from e
-
-
-def _rehearse(data: RscvData, folder: Path, stage: str) -> None:
-    """Builds what the stages need once, so that what does not fit fails before anything is written."""
-    config, encoder = data.config, data.encoder
-    for kind in ("refine", "distill"):
-        data.dataset(kind).sample(0, 0)
-    for section, optim in (("refine.optim", config.refine.optim), ("distill.optim", config.distill.optim)):
-        check_optim(optim, section)
-        total_steps(optim, len(data.source), data.fabric.world_size, section=section)
-    RefinerTask(
-        encoder,
-        Refiner(encoder, config.refiner),
-        config.refine.align,
-        grid=data.crop_grid,
-        positions=config.crops.positions,
-    )
-    _check_trainable(encoder, config.distill.trainable, needed=stage != "refiner")
-    if stage == "distill" and config.distill.target == "refiner":
-        load_refiner(folder / "refiner.safetensors", encoder)
-
-
-def _check_trainable(encoder: DenseEncoder, policy: str, *, needed: bool) -> None:
-    try:
-        names = trainable_parameters(encoder, policy)
-    except UserError as e:
-        raise UserError(f"distill.{e}") from e
-    encoder.requires_grad_(False)
-    if needed and not names:
-        raise UserError(f"distill.trainable={policy}: nothing would train in stage 2; name blocks, or --stage refiner.")
-
-
-def _prepare(config: RscvConfig, folder: Path, resume: bool, stage: str) -> _Run:
+def _prepare(config: RscvConfig, objective: Objective, folder: Path, resume: bool, stage: str) -> _Run:
     """Everything that can fail before the first file is written."""
     fabric = make_fabric(config)
     fabric.launch()
     source = open_images(config.data.kind, config.data.root, config.data.split, config.data.limit, config.data.every)
     encoder, info = build_backbone(config.backbone, fabric.device)
     data = RscvData(config, source, encoder, fabric, folder)
-    _rehearse(data, folder, stage)
-    return _Run(config, folder, resume, fabric, encoder, info, data, RunLog(folder, enabled=False))
+    text = nouns_of(config, fabric.device) if objective.kind == "regiontext" else None
+    refiner = rehearse(data, objective, folder, stage, text)
+    log = RunLog(folder, enabled=False)
+    return _Run(config, objective, folder, resume, fabric, encoder, info, data, log, text, refiner)
 
 
 def _begin(run: _Run, made: bool) -> None:
@@ -145,9 +103,11 @@ def _begin(run: _Run, made: bool) -> None:
             images=images,
             device=str(run.fabric.device),
             weights=dataclasses.asdict(run.info),
+            training=training_facts(config, run.objective, config.distill, run.encoder.depth),
+            refiner=run.refiner,
         )
     said = "run folder" if made else "going on in"
-    _log.info("%s %s: %d images, %s weights", said, run.folder, images, run.info.source)
+    _log.info("%s %s: %s, %d images, %s weights", said, run.folder, config.objective, images, run.info.source)
 
 
 def _groups(task: Task, optim: OptimConfig) -> list[dict[str, object]]:
@@ -191,6 +151,15 @@ def train_refiner(run: _Run) -> Refiner:
     return refiner
 
 
+def _facts(run: _Run, config: DistillStageConfig) -> dict[str, Any]:
+    """What the sidecar of a student says about its objective."""
+    facts = training_facts(run.config, run.objective, config, run.encoder.depth)
+    if facts.get("target") == "refiner":
+        facts |= {"refiner": dataclasses.asdict(run.config.refiner)}
+        facts |= {"refiner_file": run.refiner} if run.refiner else {}
+    return facts
+
+
 def _export(run: _Run, name: str, state: dict[str, Tensor], prefix: str, config: DistillStageConfig) -> None:
     """NAME_alpha1.safetensors (the trained weights) and NAME.safetensors (blended with the start)."""
     start = {k: v.detach().cpu() for k, v in run.encoder.trunk.state_dict().items()}
@@ -200,20 +169,33 @@ def _export(run: _Run, name: str, state: dict[str, Tensor], prefix: str, config:
     for alpha, file in ((1.0, f"{name}_alpha1.safetensors"), (config.alpha, f"{name}.safetensors")):
         info = dataclasses.replace(
             run.info,
-            training=run.provenance(alpha=alpha, target=config.target, refiner=dataclasses.asdict(run.config.refiner)),
+            training=run.provenance(alpha=alpha, **_facts(run, config)),
         )
         save_encoder(run.folder / file, blend_states(start, tuned, alpha), info)
 
 
+def _second_task(run: _Run, student: DenseEncoder, refiner: Optional[Refiner], config: DistillStageConfig) -> Task:
+    return student_task(
+        run.config,
+        run.objective,
+        student=student,
+        teacher=run.encoder,
+        refiner=refiner,
+        distill=config,
+        grid=run.data.crop_grid,
+        text=run.text,
+    )
+
+
 def train_student(run: _Run, refiner: Optional[Refiner], name: str, config: DistillStageConfig) -> None:
-    """Stage 2 (without a Refiner: the SCD control); leaves NAME.safetensors and NAME_alpha1.safetensors."""
+    """Stage 2 (with name `control`: without the Refiner); leaves NAME.safetensors and NAME_alpha1.safetensors."""
     student = frozen_copy(run.encoder)
     student.gradient_checkpointing = run.config.backbone.gradient_checkpointing
     if refiner is not None:
         refiner.requires_grad_(False)
-    task = DistillTask(student, run.encoder, refiner, config, grid=run.data.crop_grid)
+    task = _second_task(run, student, refiner, config)
     options = run.options("distill" if name == "student" else name, config.optim)
-    batches = run.data.distill_batches(task, config.optim, options.total)
+    batches = run.data.distill_batches(distillation_of(task), config.optim, options.total)
     state = _train(run, task, _groups(task, config.optim), batches, options)
     _export(run, name, state, "student.trunk.", config)
 
@@ -224,48 +206,23 @@ def train_end_to_end(run: _Run) -> None:
     first = RefinerTask(
         run.encoder, refiner, config.refine.align, grid=run.data.crop_grid, positions=config.crops.positions
     )
-    second = DistillTask(student, run.encoder, refiner, config.distill, grid=run.data.crop_grid)
+    second = _second_task(run, student, refiner, config.distill)
+    assert isinstance(second, DistillTask | RlaTask)  # what a stage 2 is
     task = EndToEndTask(first, second)
     groups = parameter_groups(refiner.named_parameters(), config.refine.optim) + parameter_groups(
         student.named_parameters(), config.distill.optim
     )
     options = run.options("end_to_end", config.distill.optim)
-    batches = run.data.distill_batches(second, config.distill.optim, options.total, with_crops=True)
+    batches = run.data.distill_batches(distillation_of(second), config.distill.optim, options.total, with_crops=True)
     state = _train(run, task, groups, batches, options)
     _save_refiner(run, refiner, state, "refine.refiner.")
     _export(run, "student", state, "distill.student.trunk.", config.distill)
 
 
-def _check(config: RscvConfig, stage: str) -> None:
-    fill_sizes(config.backbone.name, config.data, config.crops)
-    require_choice("--stage", stage, STAGES)
-    require_choice("distill.target", config.distill.target, ("refiner", "teacher"))
-    require_choice("distill.regions", config.distill.regions, REGIONS)
-    if config.distill.boxes < 1 or 0 < config.crops.bank < config.distill.boxes:
-        raise UserError(
-            f"distill.boxes={config.distill.boxes}: must be 1 or more, and at most crops.bank={config.crops.bank} "
-            "where there is a bank."
-        )
-    for key, value in (("log_every", config.run.log_every), ("save_every", config.run.save_every)):
-        if value < 1:
-            raise UserError(f"run.{key}={value}: must be 1 or more.")
-    if config.run.strategy == "fsdp" and (stage == "all" or config.distill.control and stage == "distill"):
-        raise UserError(
-            "run.strategy=fsdp: trains one stage a process, as it leaves its modules sharded; run --stage refiner, "
-            "then --stage distill, with distill.control=false."
-        )
-    if not 0 <= config.distill.alpha <= 1:
-        raise UserError(f"distill.alpha={config.distill.alpha}: must be from 0 (the start) to 1 (the trained weights).")
-    if config.distill.end_to_end and (stage != "all" or config.distill.target != "refiner"):
-        raise UserError(
-            "distill.end_to_end=true trains both stages at once: it needs --stage all and distill.target=refiner."
-        )
-
-
 def run_rscv(config: RscvConfig, folder: Path, *, stage: str = "all", resume: bool = False) -> None:
     """Trains what `stage` asks for (refiner, distill or all) into `folder`; see docs/architecture.md for its files."""
-    _check(config, stage)
-    run, made, new = _prepare(config, folder, resume, stage), False, not folder.exists()
+    objective = check_config(config, stage)
+    run, made, new = _prepare(config, objective, folder, resume, stage), False, not folder.exists()
     if run.fabric.is_global_zero:
         second_stage = stage == "distill" and awaits_second_stage(folder)
         made = open_run_folder(folder, config, resume=resume, second_stage=second_stage)
@@ -282,16 +239,24 @@ def run_rscv(config: RscvConfig, folder: Path, *, stage: str = "all", resume: bo
         raise
 
 
+def _refiner_of(run: _Run, stage: str) -> Optional[Refiner]:
+    """The Refiner of the run: trained now, or read from this folder or another run's; None where none is needed."""
+    file = run.config.distill.refiner
+    if trains_refiner(run.config, run.objective, stage):
+        return train_refiner(run)
+    if not run.objective.has_refiner:
+        return None
+    if file is not None:
+        return open_refiner(file, run.encoder, run.config.refiner).to(run.fabric.device)
+    return load_refiner(run.folder / "refiner.safetensors", run.encoder)[0].to(run.fabric.device)
+
+
 def _train_stages(run: _Run, stage: str) -> None:
     distill = run.config.distill
     if distill.end_to_end:
         train_end_to_end(run)
     else:
-        refiner: Optional[Refiner] = None
-        if stage in ("refiner", "all") and distill.target == "refiner" or stage == "refiner":
-            refiner = train_refiner(run)
-        if stage == "distill" and distill.target == "refiner":
-            refiner = load_refiner(run.folder / "refiner.safetensors", run.encoder)[0].to(run.fabric.device)
+        refiner = _refiner_of(run, stage)
         if stage in ("distill", "all"):
             train_student(run, refiner, "student", distill)
     if distill.control and stage != "refiner":

@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -75,7 +76,14 @@ def mean_rows(results: Results) -> Means:
     return out
 
 
-def _cell(value: Optional[tuple[float, Optional[float]]], digits: int) -> str:
+def columns_of(numbers: Iterable[str]) -> list[tuple[str, str, int]]:
+    """Key, title and digits of a table's columns: those of every table, and the k-means that `numbers` name."""
+    kmeans = [(k, f"k-means {k.split('_')[1]} mIoU", 1) for k in numbers if k.startswith("kmeans_")]
+    return [*COLUMNS[:2], *kmeans, *COLUMNS[2:]]
+
+
+def number_cell(value: Optional[tuple[float, Optional[float]]], digits: int) -> str:
+    """`mean ± deviation`; a dash for None."""
     if value is None:
         return "–"
     mean, spread = value
@@ -108,10 +116,9 @@ def seeds_markdown(runs: list[Path]) -> str:
     results, records = [read_probe(run) for run in runs], [read_run(run) for run in runs]
     check_comparable(runs, results, records)
     rows = mean_rows(results)
-    kmeans = [(k, f"k-means {k.split('_')[1]} mIoU", 1) for k in rows[0][1] if k.startswith("kmeans_")]
-    columns = [*COLUMNS[:2], *kmeans, *COLUMNS[2:]]
+    columns = columns_of(rows[0][1])
     lines = ["| row | " + " | ".join(title for _, title, _ in columns) + " |", "| --- |" + " ---: |" * len(columns)]
     for name, values in rows:
-        lines.append(f"| {name} | " + " | ".join(_cell(values.get(k), digits) for k, _, digits in columns) + " |")
+        lines.append(f"| {name} | " + " | ".join(number_cell(values.get(k), digits) for k, _, digits in columns) + " |")
     over = f"Mean ± standard deviation over {len(runs)} training runs." if len(runs) > 1 else "One training run."
     return "\n".join([*lines, "", over, "", *_provenance(runs, results, records)])

@@ -50,8 +50,8 @@ def prototype_vectors(
     """For each class the mean of the unit [CLS] of its regions' crops, as a unit vector on the encoder's device.
 
     Crops are cut at the regions' boxes and letterboxed to `crop_size` (height, width), as a teacher of CLIPSelf sees
-    them. A class without a region gets zeros, with a warning. Needs an encoder whose [CLS] and dense features share a
-    space.
+    them. A class without a region gets zeros, which a line of the log says. Needs an encoder whose [CLS] and dense
+    features share a space.
     """
     device = next(encoder.parameters()).device
     total = torch.zeros(len(source.categories), encoder.out_dim, device=device)
@@ -71,5 +71,5 @@ def prototype_vectors(
     flush()
     empty = [source.categories[t].name for t in (~total.any(dim=1)).nonzero()[:, 0].tolist()]
     if empty:
-        log.warning("no region of %d classes to take a vector from: %s", len(empty), ", ".join(empty[:5]))
+        log.info("no region of %d classes to take a vector from: %s", len(empty), ", ".join(empty[:5]))
     return functional.normalize(total, dim=-1)

@@ -260,6 +260,22 @@ def test_only_what_was_tuned_by_rscv_is_said_to_be(tmp_path: Path) -> None:
         assert (", refined\n" in card) == (training.get("target") == "refiner")
 
 
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({"objective": "clipself"}, "tuned by CLIPSelf, region-language alignment alone"),
+        ({"objective": "sc-clipself", "target": "teacher"}, "tuned by SC-CLIPSelf, region-language alignment beside a"),
+        ({"objective": "r-sc-regiontext", "target": "refiner"}, "distillation of a Refiner's spatial correlations"),
+    ],
+)
+def test_what_was_aligned_is_named(tmp_path: Path, training: dict[str, Any], says: str) -> None:
+    path = tuned(tmp_path, "clip_tiny16")
+    rewrite(path, training={"alpha": 1.0, **training})
+    export_weights(path, tmp_path / "hub", target="hub", text="none")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert says in card and "R-SC-V" not in card and f"| objective | `{training['objective']}` |" in card
+
+
 def test_initial_weights_are_those_that_training_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, other = tuned(tmp_path, "clip_tiny16"), tuned(tmp_path / "other", "clip_tiny16", seed=1)
     out = tmp_path / "out.safetensors"

@@ -66,6 +66,8 @@ def test_curves_of_both_losses_of_an_end_to_end_run() -> None:
 def test_curves_of_stages_and_of_no_log() -> None:
     log = [{"stage": "refine", "step": 0, "loss": 3.0}, {"stage": "distill", "step": 0, "loss": 2.0, "excess": 0.1}]
     assert [c.title for c in curves(log)] == ["Stage 1: Refiner", "Stage 2: student"]
+    aligned = [{"stage": "distill", "step": 0, "loss": 1.1, "rla": 1.0, "scd": 0.5, "excess": 0.1}]
+    assert [c.title for c in curves(aligned)] == ["Stage 2: student", "Stage 2: student: alignment"]
     assert curves([]) == [] and curves([{"stage": "refine", "step": 0, "loss": None}]) == []
 
 
