@@ -1,15 +1,22 @@
 """Measures encoders: `probe` is the quick measure with its controls, `report` a run's page from the last measure,
-`table` the mean and spread over several runs, `regions` a CLIP's zero-shot classification of boxes and masks."""
+`table` the mean and spread over several runs, `regions` a CLIP's zero-shot classification of boxes and masks,
+`maskclip` its zero-shot segmentation, `coupling` the coupling ratio of pairs, `aggregate` averages over contexts."""
 
 import argparse
 import dataclasses
+import importlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rsc_seg.cli.common import OneLineParser, add_config_flags, config_from, print_config, run_command, say
 from rsc_seg.config import EvaluateConfig
-from rsc_seg.config_zeroshot import EvaluateRegionsConfig
+from rsc_seg.config_zeroshot import (
+    EvaluateAggregateConfig,
+    EvaluateCouplingConfig,
+    EvaluateMaskclipConfig,
+    EvaluateRegionsConfig,
+)
 from rsc_seg.errors import UserError
 
 _EPILOG = """examples:
@@ -19,17 +26,68 @@ _EPILOG = """examples:
   evaluate.py report runs/mine                                         # report.html again, nothing measured
   evaluate.py table runs/seed0 runs/seed1 runs/seed2
   evaluate.py regions --backbone clip_vitb16 --checkpoint A.safetensors B.safetensors data.root=/data/coco
+  evaluate.py maskclip --backbone clip_vitb16 --checkpoint A.safetensors maskclip.set=pascal_context_59_val \\
+      data.root=/data
+  evaluate.py coupling --backbone dinov2_vits14 --weights demo --refiner runs/mine/refiner.safetensors data.kind=scenes
+  evaluate.py aggregate --backbone dinov2_vits14 --weights demo data.kind=scenes aggregate.numbers=[0,1,4,16]
 """
 _KEY_VALUE = re.compile(r"[a-z_]+(\.[a-z_]+)+=")
+
+
+class Measure(NamedTuple):
+    """A subcommand that compares checkpoints: its options, where it lives, its function, its CSV file, its help."""
+
+    config: type
+    module: str
+    run: str
+    table: str
+    help: str
+    refiners: bool = False
+
+
+MEASURES = {
+    "regions": Measure(
+        EvaluateRegionsConfig,
+        "evaluate_regions",
+        "run_regions",
+        "classes.csv",
+        "zero-shot classification of boxes and masks (docs/regions_eval.md)",
+    ),
+    "maskclip": Measure(
+        EvaluateMaskclipConfig,
+        "evaluate_maskclip",
+        "run_maskclip",
+        "classes.csv",
+        "zero-shot segmentation: each token takes the nearest class name (docs/maskclip.md)",
+    ),
+    "coupling": Measure(
+        EvaluateCouplingConfig,
+        "evaluate_coupling",
+        "run_coupling",
+        "pairs.csv",
+        "coupling ratio over pairs of images side by side (docs/context.md)",
+        refiners=True,
+    ),
+    "aggregate": Measure(
+        EvaluateAggregateConfig,
+        "evaluate_aggregate",
+        "run_aggregate",
+        "aggregate.csv",
+        "features averaged over random contexts, and the gain over their number (docs/context.md)",
+    ),
+}
+
+
+def _add_files(parser: argparse.ArgumentParser, flag: str, about: str) -> None:
+    parser.add_argument(flag, nargs="+", action="extend", default=[], metavar="FILE", help=about)
 
 
 def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="evaluate.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = parser.add_subparsers(
-        dest="kind", required=True, metavar="probe|report|table|regions", parser_class=OneLineParser
-    )
+    names = ("probe", "report", "table", *MEASURES)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="|".join(names), parser_class=OneLineParser)
     probe = kinds.add_parser(
         "probe", help="k-means, linear probe, affinity AP, coupling ratio and token norms on a labelled set"
     )
@@ -44,12 +102,13 @@ def _parser() -> OneLineParser:
     report.add_argument("--device", metavar="D", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     table = kinds.add_parser("table", help="mean and spread of several runs' probe.json over training seeds")
     table.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    regions = kinds.add_parser("regions", help="zero-shot classification of boxes and masks (docs/regions_eval.md)")
-    add_config_flags(regions)
-    regions.add_argument(
-        "--checkpoint", nargs="+", action="extend", default=[], metavar="FILE", help="tuned encoders, one or more"
-    )
-    regions.add_argument("--output-dir", type=Path, help="default: runs/regions_<backbone>; goes on with what is there")
+    for name, measure in MEASURES.items():
+        sub = kinds.add_parser(name, help=measure.help)
+        add_config_flags(sub)
+        _add_files(sub, "--checkpoint", "tuned encoders, one or more")
+        if measure.refiners:
+            _add_files(sub, "--refiner", "Refiners of the untuned encoder, one or more")
+        sub.add_argument("--output-dir", type=Path, help=f"default: runs/{name}_<backbone>; goes on with what is there")
     return parser
 
 
@@ -105,23 +164,30 @@ def _table(args: argparse.Namespace) -> None:
 
 
 def _is_option(text: str) -> bool:
-    """key=value behind --checkpoint, which takes all words that follow it; a file of that name is a file."""
+    """key=value behind a flag that takes all words that follow it; a file of that name is a file."""
     return _KEY_VALUE.match(text) is not None and not Path(text).exists()
 
 
-def _regions(args: argparse.Namespace) -> None:
-    args.overrides = [*args.overrides, *filter(_is_option, args.checkpoint)]
-    checkpoints = [Path(text) for text in args.checkpoint if not _is_option(text)]
-    config = config_from(args, EvaluateRegionsConfig)
-    from rsc_seg.pipelines.evaluate_regions import RESULT, default_folder, resolved, run_regions
-    from rsc_seg.pipelines.regions_text import result_lines
+def _paths(args: argparse.Namespace, flag: str) -> list[Path]:
+    """The files of a flag; options among them go to the other options."""
+    words = getattr(args, flag)
+    args.overrides = [*args.overrides, *filter(_is_option, words)]
+    return [Path(text) for text in words if not _is_option(text)]
 
+
+def _compare(args: argparse.Namespace) -> None:
+    """Any of `MEASURES`."""
+    measure = MEASURES[args.kind]
+    flags = ["checkpoint", *(["refiner"] if measure.refiners else [])]
+    files = {f"{flag}s": _paths(args, flag) for flag in flags}
+    config: Any = config_from(args, measure.config)
+    module = importlib.import_module(f"rsc_seg.pipelines.{measure.module}")  # takes seconds: not for --help
     if args.print_config:
-        print_config(resolved(config))
+        print_config(module.resolved(config))
         return
-    folder = args.output_dir or default_folder(config)
-    result = run_regions(config, folder, checkpoints=checkpoints)
-    for line in (*result_lines(result), f"written: {folder / RESULT}, {folder / 'classes.csv'}"):
+    folder = args.output_dir or module.default_folder(config)
+    result = getattr(module, measure.run)(config, folder, **files)
+    for line in (*module.result_lines(result), f"written: {folder / module.RESULT}, {folder / measure.table}"):
         say(line)
 
 
@@ -129,13 +195,13 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)  # key=value behind a flag is left over: argparse takes one group only
-    has_options = args.kind in ("probe", "regions")
+    has_options = args.kind == "probe" or args.kind in MEASURES
     unknown = [text for text in rest if not has_options or "=" not in text or text.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if has_options:
         args.overrides = [*args.overrides, *rest]
-    command = {"probe": _probe, "report": _report, "table": _table, "regions": _regions}[args.kind]
+    command = {"probe": _probe, "report": _report, "table": _table}.get(args.kind, _compare)
     return run_command(lambda: command(args), parser.prog)
 
 

@@ -1,39 +1,33 @@
 """Zero-shot classification of regions for several encoders side by side."""
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rsc_seg.config import require_choice, to_yaml
+from rsc_seg.config import require_choice
 from rsc_seg.config_zeroshot import EvaluateRegionsConfig
 from rsc_seg.data import vocab
-from rsc_seg.data.prompts import class_sentences, open_prompts
 from rsc_seg.errors import UserError
-from rsc_seg.files import atomic_write, sha256_of
-from rsc_seg.models.registry import find_backbone
 from rsc_seg.models.sizes import fill_sizes
-from rsc_seg.models.text_embeddings import class_embeddings
-from rsc_seg.models.text_weights import build_text_tower
 from rsc_seg.pipelines.candidates import Candidate, open_candidates
+from rsc_seg.pipelines.class_vectors import TextOptions, require_text, text_vectors
 from rsc_seg.pipelines.device import choose_device
-from rsc_seg.pipelines.folder import command_line, environment, git_commit
-from rsc_seg.pipelines.regions_text import delta, write_region_csv
-from rsc_seg.probe.suite import save_json
+from rsc_seg.pipelines.measure_folder import IDLE, check_folder, encoder_facts, provenance, write_result
+from rsc_seg.pipelines.regions_text import delta, result_lines, write_region_csv
 from rsc_seg.zeroshot.panoptic_regions import COCO_CLASSES, Category, PanopticRegions, open_panoptic_regions
 from rsc_seg.zeroshot.region_counts import RegionScores
 from rsc_seg.zeroshot.regions import RegionOptions, region_accuracy
 
 _log = logging.getLogger(__name__)
 RESULT = "regions.json"
+__all__ = ["RESULT", "default_folder", "region_options", "resolved", "result_lines", "run_regions"]
 _RULES = ("plain", "antialias")
 
 
@@ -44,12 +38,7 @@ def default_folder(config: EvaluateRegionsConfig) -> Path:
 
 def resolved(config: EvaluateRegionsConfig) -> EvaluateRegionsConfig:
     """The configuration with its sizes filled in; raises UserError for what does not go together."""
-    row = find_backbone(config.backbone.name)
-    if row.joint_dim is None:
-        raise UserError(
-            f"backbone '{row.name}' has no text beside it, and regions are classified by the names of classes; choose "
-            "a CLIP such as clip_vitb16."
-        )
+    row = require_text(config.backbone.name, "regions")
     require_choice("regions.mask_resize", config.regions.mask_resize, _RULES)
     require_choice("regions.no_pixels", config.regions.no_pixels, ("skip", "fatal"))
     if config.data.fit != "pad":
@@ -75,80 +64,13 @@ def region_options(config: EvaluateRegionsConfig) -> RegionOptions:
     )
 
 
-def _read_embeddings(path: Path, classes: int, width: int) -> Float[Tensor, "T E"]:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise UserError(f"{path}: not readable as an .npy file of class embeddings ({e}).") from e
-    if not isinstance(values, np.ndarray) or values.shape != (classes, width) or values.dtype.kind != "f":
-        have = (
-            f"{values.dtype} of shape {values.shape}"
-            if isinstance(values, np.ndarray)
-            else "an archive of several arrays"
-        )
-        raise UserError(
-            f"{path}: holds {have}; this set has {classes} classes and the encoder a joint space of {width}, so "
-            f"numbers of shape ({classes}, {width}) are needed (regions.embeddings)."
-        )
-    found = torch.from_numpy(values.astype(np.float32))
-    if not bool(torch.isfinite(found).all() and found.any(dim=1).all()):
-        raise UserError(f"{path}: holds a row of zeros or numbers that are not finite; use another file.")
-    return found
-
-
 def class_vectors(
     config: EvaluateRegionsConfig, categories: Sequence[Category], device: torch.device
 ) -> tuple[Float[Tensor, "T E"], dict[str, str]]:
     """An embedding for each class, and where it comes from: regions.embeddings, or the CLIP's text tower."""
-    row, regions = find_backbone(config.backbone.name), config.regions
-    if regions.embeddings is not None:
-        path = Path(regions.embeddings).expanduser()
-        found = _read_embeddings(path, len(categories), row.joint_dim or 0)
-        return found, {"embeddings": str(path), "sha256": sha256_of(path)}
-    prompts = open_prompts(regions.prompts)
-    weights = regions.text_weights or config.backbone.weights
-    try:
-        tower = build_text_tower(row.name, weights, device=device)
-    except UserError as e:
-        hint = (
-            "" if regions.text_weights else " Text weights can be named apart from the image's: regions.text_weights."
-        )
-        raise UserError(f"{e}{hint}") from e
-    sentences = class_sentences([category.name for category in categories], prompts)
-    found = class_embeddings(tower, sentences, cached=weights != "none")
-    return found, {"weights": weights, "prompts": f"{prompts.name}, {len(prompts.templates)} templates"}
-
-
-def _what_counts(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that makes two results comparable."""
-    found = {key: dict(config[key]) for key in ("backbone", "data", "regions")}
-    for section, key in (("data", "workers"), ("regions", "save_every"), ("backbone", "gradient_checkpointing")):
-        found[section].pop(key, None)
-    return found
-
-
-def check_folder(folder: Path, config: EvaluateRegionsConfig) -> None:
-    """Raises UserError when `folder` cannot take the result or holds one of other options; checkpoints may differ."""
-    path = folder / RESULT
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: --output-dir is a file; name a folder.")
-    if not path.is_file():
-        return
-    try:
-        old = _what_counts(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: not a result of this command ({e!r}); remove it or choose another folder.") from e
-    new = _what_counts(dataclasses.asdict(config))
-    changed = [
-        f"{section}.{key} ({old[section].get(key)} -> {value})"
-        for section, values in new.items()
-        for key, value in values.items()
-        if old[section].get(key) != value
-    ]
-    if changed:
-        raise UserError(
-            f"{folder}: holds the result of other options: {', '.join(changed[:3])}; choose another --output-dir."
-        )
+    regions = config.regions
+    options = TextOptions("regions", regions.prompts, regions.text_weights, regions.embeddings)
+    return text_vectors(config.backbone, [category.name for category in categories], options, device)
 
 
 def remarks(config: EvaluateRegionsConfig, source: PanopticRegions, scores: Sequence[RegionScores]) -> list[str]:
@@ -174,14 +96,8 @@ def remarks(config: EvaluateRegionsConfig, source: PanopticRegions, scores: Sequ
 
 
 def _row(candidate: Candidate, scores: RegionScores, seconds: float) -> dict[str, Any]:
-    return {
-        "name": candidate.name,
-        "note": candidate.note,
-        "weights": dataclasses.asdict(candidate.info),
-        "scores": scores.summary(),
-        "counts": scores.counts.to_json(),
-        "seconds": round(seconds, 1),
-    }
+    counted = {"scores": scores.summary(), "counts": scores.counts.to_json()}
+    return encoder_facts(candidate, seconds) | counted
 
 
 def run_regions(config: EvaluateRegionsConfig, folder: Path, *, checkpoints: Sequence[Path] = ()) -> dict[str, Any]:
@@ -192,7 +108,7 @@ def run_regions(config: EvaluateRegionsConfig, folder: Path, *, checkpoints: Seq
     Whatever a user can get wrong raises UserError, before the first picture where it can be known by then.
     """
     config = resolved(config)
-    check_folder(folder, config)
+    check_folder(folder / RESULT, config, ("backbone", "data", "regions"), (*IDLE, "regions.save_every"))
     device = choose_device(config.run.device)
     data = config.data
     source = open_panoptic_regions(data.kind, data.root, data.split, data.limit, data.every)
@@ -222,13 +138,8 @@ def run_regions(config: EvaluateRegionsConfig, folder: Path, *, checkpoints: Seq
         "remarks": remarks(config, source, scores),
         "text": text,
         "data": str(source.annotations),
-        "command": command_line(),
-        "commit": git_commit(),
-        "environment": environment(),
-        "config": dataclasses.asdict(config),
+        **provenance(config),
     }
-    yaml = to_yaml(config)
-    atomic_write(folder / "config.yaml", lambda path: path.write_text(yaml, encoding="utf-8"))
     write_region_csv(folder / "classes.csv", source.categories, [row["name"] for row in rows], scores)
-    save_json(result, folder / RESULT)
+    write_result(folder / RESULT, result, config)
     return result

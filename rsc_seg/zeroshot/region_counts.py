@@ -1,7 +1,5 @@
 """Right answers of a region classification, counted by class, and the mean accuracies made of them."""
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rsc_seg.errors import UserError
-from rsc_seg.files import atomic_write
 from rsc_seg.zeroshot.panoptic_regions import Category
+from rsc_seg.zeroshot.records import StateFile
 
-log = logging.getLogger(__name__)
 # kind of score: what is pooled, and whether of things or of stuff
 KINDS = {
     "boxes": ("boxes", True),
@@ -26,7 +22,6 @@ KINDS = {
 TOP = (1, 5)
 LEFT_OUT = ("small", "large", "beyond", "no_pixels")
 _ARRAYS = ("regions", "empty_masks", *(f"{what}_top{k}" for what in ("boxes", "masks") for k in TOP))
-_FORMAT = 1
 
 
 @dataclass
@@ -115,25 +110,8 @@ class RegionScores:
         return found
 
 
-class CountsFile:
+class CountsFile(StateFile[RegionCounts]):
     """Counts of an unfinished or finished measure on disk, in a file named by the key of all that they depend on."""
 
     def __init__(self, folder: Path, key: str) -> None:
-        self.path, self.key = folder / f"{key}.json", key
-
-    def read(self) -> Optional[RegionCounts]:
-        """The counts so far, None when there are none; raises UserError for a file that is damaged."""
-        if not self.path.is_file():
-            return None
-        try:
-            value = json.loads(self.path.read_text(encoding="utf-8"))
-            if (value["format"], value["key"]) != (_FORMAT, self.key):
-                raise ValueError("it was written for something else")
-            return RegionCounts.from_json(value["counts"])
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{self.path}: not readable as counts so far ({e!r}); remove it to begin anew.") from e
-
-    def write(self, counts: RegionCounts) -> None:
-        """Replaces the file as a whole."""
-        text = json.dumps({"format": _FORMAT, "key": self.key, "counts": counts.to_json()})
-        atomic_write(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+        super().__init__(folder, key, parse=RegionCounts.from_json, dump=RegionCounts.to_json)

@@ -47,8 +47,16 @@ class Progress:
     Speed and rest are of this call: pictures that an earlier one has `done` take no part in them.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        what: str = "pictures",
+    ) -> None:
         self.name, self.total, self.start, self.done, self.clock = name, total, done, done, clock
+        self.what = what
         self.began = self.told = clock()
 
     def add(self, count: int) -> None:
@@ -63,4 +71,4 @@ class Progress:
         rest = "done in " + duration(seconds)
         if self.done < self.total:
             rest = duration((self.total - self.done) / rate) + " left" if rate > 0 else "time left unknown"
-        log.info("%s: %d of %d pictures, %.3g a second, %s", self.name, self.done, self.total, rate, rest)
+        log.info("%s: %d of %d %s, %.3g a second, %s", self.name, self.done, self.total, self.what, rate, rest)
