@@ -37,9 +37,10 @@ ENLARGED = {
 }
 AFFINITY_ABOUT = (
     "Cosine of the token under the cross with every token. Read a row from left to right: same picture, same query, "
-    "same colours. Below each map stand the mean cosine within 6 tokens of the cross and beyond. A map that glows only "
-    "around its cross is not a better map: what counts is whether other parts of the same thing stay bright, also far "
-    "away. And a darker map alone says little, because cosines of all pairs can shift together."
+    "same colours; one scale holds for all encoders, pictures and queries of the call. Below each map stand the mean "
+    "cosine within 6 tokens of the cross and beyond. A map that glows only around its cross is not a better map: what "
+    "counts is whether other parts of the same thing stay bright, also far away. And a darker map alone says little, "
+    "because cosines of all pairs can shift together."
 )
 PCA_ABOUT = (
     "Three principal components of the tokens (length 1) of all models of a row together, as red, green and blue, with "

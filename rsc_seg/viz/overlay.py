@@ -118,7 +118,7 @@ def innermost(labels: Integer[np.ndarray, "H W"], label: int) -> Place | None:
     return Place(column * step + half, row * step + half, float(distance.max()) * step)
 
 
-def _write_numbers(
+def write_numbers(
     image: Image.Image, labels: Integer[np.ndarray, "H W"], entries: Sequence[LegendEntry], size: int
 ) -> None:
     """The number of every entry where its region is widest, if it fits there."""
@@ -209,7 +209,7 @@ def overlay_picture(
         LegendEntry(k, names[k], None if k in clear else palette[k], percent(shares[k])) for k in order[:MOST_SHOWN]
     ]
     picture = outlined(blended(shown, small, palette, alpha, clear), small)
-    _write_numbers(picture, small, entries, size)
+    write_numbers(picture, small, entries, size)
     beside = picture.height > _BESIDE * picture.width
     remarks = [*_remarks(shares, order, names), *notes]
     legend = draw_legend(

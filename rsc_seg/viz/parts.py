@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Optional
 
 from PIL import Image
 
 from rsc_seg.viz.colors import ColorScale
+from rsc_seg.viz.drawing import Drawing
 
 SECTIONS = ("Results", "Training curves", "Affinity maps", "Joint PCA", "Token norms", "Coupling")
 
@@ -46,7 +47,10 @@ class Row:
 
 @dataclass
 class Table:
-    """Rows of numbers; `caption` says what was measured on what, and over what the spread was taken."""
+    """Rows of numbers; `caption` says what was measured on what, and over what the spread was taken.
+
+    `folded`: the page shows it when its heading is opened.
+    """
 
     title: str
     columns: list[Column]
@@ -54,6 +58,7 @@ class Table:
     caption: str = ""
     section: str = "Results"
     first: str = "encoder"  # heading of the names' column
+    folded: bool = False
 
 
 @dataclass
@@ -71,7 +76,8 @@ class Figure:
     """One picture: alt text, label above, small remark below.
 
     `tokens`: a map at token or upsampled resolution (stored as PNG, never smoothed); otherwise a photograph (JPEG).
-    `span`: columns of the strip that it takes, 1 or 2.
+    `span`: columns of the strip that it takes, 1 or 2. `drawing`: what `image` was painted from, where it is letters
+    and shapes; a page then stores the image without loss.
     """
 
     image: Image.Image
@@ -80,6 +86,7 @@ class Figure:
     note: str = ""
     tokens: bool = True
     span: int = 1
+    drawing: Optional[Drawing] = None
 
 
 @dataclass

@@ -38,7 +38,7 @@ def slug(text: str) -> str:
 def data_uri(figure: Figure) -> str:
     """The picture as a data URI: maps as PNG (a palette where 256 colours suffice), photographs as bounded JPEG."""
     image, buffer = figure.image.convert("RGB"), io.BytesIO()
-    if figure.tokens:
+    if figure.tokens or figure.drawing is not None:
         colors = image.getcolors(256)
         if colors is not None:
             image = image.quantize(len(colors), method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -106,12 +106,15 @@ def _table(table: Table, key: str) -> str:
         caption += f" Small numbers with a sign: difference to “{reference.name}” (shaded)."
         if "≈" in "".join(lines):
             caption += " ≈: no larger than the spreads of both rows together."
-    return (
-        f'<h3 id="{key}-t">{_escape(table.title)}</h3>'
+    title = f'<h3 id="{key}-t">{_escape(table.title)}</h3>'
+    body = (
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{key}-t"><table aria-labelledby="{key}-t">'
         f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="fine">{_escape(caption.strip())}</p>' + (f'<ol class="fine">{"".join(notes)}</ol>' if notes else "")
     )
+    if table.folded:
+        return f'<details><summary id="{key}-t">{_escape(table.title)}</summary>{body}</details>'
+    return title + body
 
 
 def _charts(charts: list[Chart]) -> str:
