@@ -21,6 +21,7 @@ from rsc_seg.metrics.confusion import ConfusionMatrix, Scores
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.training.cache import cache_key, encoder_digest
 from rsc_seg.zeroshot.class_sets import ClassSet
+from rsc_seg.zeroshot.class_vectors import check_vectors
 from rsc_seg.zeroshot.records import StateFile
 from rsc_seg.zeroshot.stream import Progress, prefetched
 from rsc_seg.zeroshot.windows import Layout, best_classes, check_windows, view_layout, view_maps
@@ -159,17 +160,7 @@ def _layout(image: Image.Image, encoder: DenseEncoder, options: MaskclipOptions)
 
 
 def _check(encoder: DenseEncoder, embeddings: Tensor, source: ClassSet) -> None:
-    if encoder.joint_dim is None:
-        raise UserError(
-            f"{encoder.name} has no text beside it, and tokens are classified by the names of classes; "
-            "choose a CLIP such as clip_vitb16."
-        )
-    wanted = (len(source.names), encoder.joint_dim)
-    if tuple(embeddings.shape) != wanted:
-        raise UserError(
-            f"class embeddings of shape {tuple(embeddings.shape)}: {source.title} has {wanted[0]} names and "
-            f"{encoder.name} a joint space of {wanted[1]}, so {wanted} is needed."
-        )
+    check_vectors(encoder, embeddings, len(source.names), what="tokens", title=source.title)
     if not len(source):
         raise UserError(f"{source.title}: holds no picture.")
 

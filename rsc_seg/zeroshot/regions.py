@@ -20,6 +20,7 @@ from rsc_seg.errors import UserError
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.ops.regions import masks_to_grid, pool_boxes, pool_masks
 from rsc_seg.training.cache import cache_key, encoder_digest
+from rsc_seg.zeroshot.class_vectors import check_vectors
 from rsc_seg.zeroshot.panoptic_regions import Box, PanopticRegions, Segment
 from rsc_seg.zeroshot.region_counts import LEFT_OUT, CountsFile, RegionCounts, RegionScores
 from rsc_seg.zeroshot.stream import Progress, prefetched
@@ -211,20 +212,6 @@ def _count(
     counts.add(labels, ranks, empty)
 
 
-def _check(encoder: DenseEncoder, embeddings: Tensor, source: PanopticRegions) -> None:
-    if encoder.joint_dim is None:
-        raise UserError(
-            f"{encoder.name} has no text beside it, and regions are classified by the names of classes; "
-            "choose a CLIP such as clip_vitb16."
-        )
-    wanted = (len(source.categories), encoder.joint_dim)
-    if tuple(embeddings.shape) != wanted:
-        raise UserError(
-            f"class embeddings of shape {tuple(embeddings.shape)}: {source.annotations.name} has {wanted[0]} classes "
-            f"and {encoder.name} a joint space of {wanted[1]}, so {wanted} is needed."
-        )
-
-
 def region_accuracy(
     encoder: DenseEncoder,
     embeddings: Float[Tensor, "T E"],
@@ -243,7 +230,7 @@ def region_accuracy(
     and whatever `picture_regions` refuses. Protocol: CLIPSelf's zero-shot evaluation.
     """
     options.check()
-    _check(encoder, embeddings, source)
+    check_vectors(encoder, embeddings, len(source.categories), what="regions", title=source.annotations.name)
     grid = encoder.grid(*options.image_size)
     device = next(encoder.parameters()).device
     embeddings = functional.normalize(embeddings.detach().float(), dim=-1).to(device)
