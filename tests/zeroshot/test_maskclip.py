@@ -176,7 +176,7 @@ def test_what_cannot_be_measured(encoder: DenseEncoder, names: Tensor, source: L
     blind, _ = build_backbone(BackboneConfig(name="dinov2_tiny14", weights="none"))
     with pytest.raises(UserError, match="dinov2_tiny14 has no text beside it"):
         maskclip_counts(blind, names, source, MaskclipOptions(48))
-    with pytest.raises(UserError, match=r"embeddings of shape \(4, 32\).* has 5 names .*\(5, 32\) is needed"):
+    with pytest.raises(UserError, match=r"embeddings of shape \(4, 32\).* has 5 classes .*\(5, 32\) is needed"):
         maskclip_counts(encoder, names[:4], source, MaskclipOptions(48))
     for key, value, said in (
         ("average", "votes", "maskclip.average=votes"),
