@@ -113,6 +113,19 @@ def test_class_embeddings_are_kept_until_the_text_tower_changes() -> None:
     torch.testing.assert_close(model.embed_classes(["sky, heaven"]), embed_sentences(model.text, [sentences]))
 
 
+def test_embeddings_follow_values_that_change_places() -> None:
+    model = tiny_model()
+    norm = model.text.text.ln_final.weight
+    with torch.no_grad():
+        norm.data = torch.linspace(0.5, 1.5, len(norm))
+        first = model.embed_classes(NAMES)
+        norm.data.copy_(norm.data.flip(0))  # same sum, same place in memory, same version
+        second = model.embed_classes(NAMES)
+        model.forget_classes()
+        torch.testing.assert_close(second, model.embed_classes(NAMES))
+    assert float((first - second).abs().max()) > 0.01
+
+
 def test_what_inference_mode_leaves_behind_can_be_trained_with() -> None:
     window_biases.cache_clear()
     model = tiny_model()
