@@ -42,7 +42,8 @@ class CropDataset:
     proposals file stand first; random ones fill up what it lacks. `rla` adds the regions of region-language alignment
     to each sample; with boxes_from=rla the boxes are the first `crops.per_image` valid ones of these, repeated in turn
     where there are fewer, and `crops.bank` does not count. `skipped` holds name and reason of unreadable images
-    that were replaced, `without_proposals` the number of images for which the file holds no box.
+    that were replaced, `without_proposals` the number of images for which the file holds no box that the crops take,
+    which `announce` logs.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class CropDataset:
         stage: str,
         rla: Optional[RlaRegions] = None,
         boxes_from: str = "own",
+        announce: bool = True,
     ) -> None:
         _check_options(data, crops, patch_size, stage)
         require_choice("distill.boxes_from", boxes_from, BOXES_FROM)
@@ -79,15 +81,19 @@ class CropDataset:
         self.without_proposals = 0
         self.proposals: Optional[Proposals] = None
         if data.proposals is not None:
-            self._open_proposals(data.proposals)
+            self._open_proposals(data.proposals, announce)
 
-    def _open_proposals(self, path: str) -> None:
+    def _open_proposals(self, path: str, announce: bool) -> None:
         self.proposals = open_proposals(path)
         names = [self.source.name(i) for i in range(len(self.source))]
         self.proposals.coverage(names)
+        self.proposals.check_pictures(self.source)
         self.without_proposals = sum(len(self.proposals.boxes(n)) == 0 for n in names)
-        if self.without_proposals:
-            log.warning("%s: no box for %d of %d images: random ones.", path, self.without_proposals, len(names))
+        if self.without_proposals and announce:
+            log.warning(
+                "%s: no box for %d of %d images: crops and distillation (data.proposals) have random ones there.",
+                *(path, self.without_proposals, len(names)),
+            )
 
     def __len__(self) -> int:
         return len(self.source)

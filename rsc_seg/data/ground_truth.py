@@ -42,18 +42,21 @@ def ground_truth(source: ImageSource, data: DataConfig) -> BoxesOf:
     """A function from an image's number in `source` to its ground-truth boxes.
 
     COCO's come from `annotations/instances_<split>.json` below data.root, without crowds; the embedded scenes' from
-    the maps of instances beside their images (their photographs have none; categories are -1). Raises UserError for a
-    set that has neither.
+    the maps of instances beside their images (their photographs have none; categories are -1). Raises UserError where
+    none of the images has either.
     """
     path = instances_file(data.root, data.split)
     if path is not None:
         file = BoxFile(path, KEY, crowds=False)
         file.coverage([source.name(i) for i in range(len(source))])
+        file.check_pictures(source)
         return lambda i: file.annotated(source.name(i))
     if not any(_instance_map(source.where(i)).is_file() for i in range(len(source))):
         raise UserError(
-            f"{data.root or data.kind}: no ground-truth boxes ({KEY}): neither annotations/instances_"
-            f"{split_names(data.split)[0]}.json nor the embedded scenes' instances/; take proposals, grid or random."
+            f"{data.root or data.kind}: none of the {len(source)} selected pictures has ground-truth boxes ({KEY}): "
+            f"the set has no annotations/instances_{split_names(data.split)[0]}.json, and only the embedded scenes "
+            "themselves, not the photographs before them, have maps of instances; select other pictures (data.split, "
+            "data.limit, data.every), or take proposals, grid or random."
         )
     return lambda i: _from_map(source, i)
 

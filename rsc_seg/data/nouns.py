@@ -100,14 +100,15 @@ class PseudoLabels:
     The file is COCO's (see BoxFile). With `categories`, a box's noun is found by its category's name; where they have
     no names, by the category's place among the sorted ids, as CLIPSelf does, and then there must be as many categories
     as nouns. Without `categories` the category id is the noun's number itself, from 0. A category may be absent from
-    the boxes. `boxes` are in the file's order, of all areas: the official code shuffles and filters nothing here.
+    the boxes. `boxes` are in the file's order, of all areas and of none (whose features are zeros): the official code
+    shuffles and filters nothing here.
 
     Raises UserError for a category that is no noun, numbers beyond them, and boxes without a category.
     """
 
     def __init__(self, path: str | Path, nouns: Nouns) -> None:
         self.nouns = nouns
-        self.file = BoxFile(path, "rla.pseudo_labels")
+        self.file = BoxFile(path, "rla.pseudo_labels", labelled=True)
         self._number = self._numbers()
         unknown = sorted(self.file.categories() - set(self._number))
         if NO_CATEGORY in unknown:

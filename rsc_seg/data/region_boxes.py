@@ -157,10 +157,10 @@ def flip_annotated(given: Float[np.ndarray, "N 4"], width: int) -> Float[np.ndar
 def check_inside(given: Float[np.ndarray, "N 4"], size: tuple[int, int], where: str) -> None:
     """Raises UserError, beginning with `where`, for a box x, y, width, height that reaches out of a picture of `size`.
 
-    Two pixels are allowed, which rounding makes.
+    Two pixels are allowed, which rounding makes. Boxes without width or height cover nothing and may lie anywhere.
     """
     low, high = given[:, :2], given[:, :2] + given[:, 2:]
-    bad = ((low < -OVERHANG) | (high > np.array(size) + OVERHANG)).any(axis=1)
+    bad = ((low < -OVERHANG) | (high > np.array(size) + OVERHANG)).any(axis=1) & (given[:, 2:] > 0).all(axis=1)
     if bad.any():
         box = [round(float(v), 2) for v in given[int(np.flatnonzero(bad)[0])]]
         raise UserError(

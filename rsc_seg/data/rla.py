@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from rsc_seg.config import CropConfig, DataConfig, RlaConfig, require_choice
-from rsc_seg.data.ground_truth import BoxesOf, ground_truth
+from rsc_seg.data.ground_truth import KEY as GT
+from rsc_seg.data.ground_truth import BoxesOf, ground_truth, instances_file
 from rsc_seg.data.nouns import NO_NOUN, PseudoLabels
 from rsc_seg.data.proposals import Annotated, open_proposals
 from rsc_seg.data.region_boxes import (
@@ -81,6 +82,7 @@ class RlaRegions:
         self.config, self.data, self.crops, self.kind, self.seed = config, data, crops, kind, seed
         self.source, self.mean, self.std, self.labels = source, tuple(mean), tuple(std), labels
         self._given: BoxesOf | None = None
+        self._where = ("", "")  # file and option of the boxes, for messages
         if kind == "regiontext":
             self._open_labels()
         else:
@@ -92,17 +94,25 @@ class RlaRegions:
         if labels is None:
             raise UserError("rla.pseudo_labels is not set: RegionText needs boxes with nouns; see docs/regions.md.")
         labels.file.coverage([self.source.name(i) for i in range(len(self.source))])
+        labels.file.check_pictures(self.source)
+        self._where = (str(labels.file.path), labels.file.key)
         self._given = lambda i: labels.labelled(self.source.name(i))
 
     def _open_boxes(self) -> None:
         if self.boxes == "gt":
             self._given = ground_truth(self.source, self.data)
+            self._where = (str(instances_file(self.data.root, self.data.split) or self.data.root or self.data.kind), GT)
         elif self.boxes == "proposals":
             assert self.data.proposals is not None  # box_source said so
             file = open_proposals(self.data.proposals)
             found = file.coverage([self.source.name(i) for i in range(len(self.source))])
+            file.check_pictures(self.source)
+            self._where = (str(file.path), file.key)
             if found.without:
-                log.warning("%s: no box for %d of %d images.", file.path, found.without, len(self.source))
+                log.warning(
+                    "%s: no box for %d of %d images: alignment (rla.boxes=proposals) has their upper left quarters.",
+                    *(file.path, found.without, len(self.source)),
+                )
             self._given = lambda i: file.annotated(self.source.name(i))
 
     def sample(
@@ -132,7 +142,8 @@ class RlaRegions:
     def _annotated(self, index: int, size: tuple[int, int], flipped: bool) -> Annotated:
         assert self._given is not None  # only sources of annotated boxes come here
         given = self._given(index)
-        check_inside(given.boxes, size, f"image '{self.source.name(index)}'")
+        file, key = self._where
+        check_inside(given.boxes, size, f"{file}, image '{self.source.name(index)}' ({key})")
         return Annotated(flip_annotated(given.boxes, size[0]), given.categories) if flipped else given
 
     def _find(self, size: tuple[int, int], geometry: Geometry, *, epoch: int, index: int, flipped: bool) -> _Found:
@@ -228,11 +239,12 @@ def label_boxes(
 def distillation_boxes(sample: Sample, count: int) -> Float[Tensor, "C 4"]:
     """Boxes for the distillation of a sample with regions (distill.boxes_from=rla): always `count`.
 
-    The first valid ones, gone through again from the first where there are fewer, clipped to the un-padded part of the
-    frame; of an image without a valid one (RegionText) that part itself.
+    The first valid ones that have an area, gone through again from the first where there are fewer, clipped to the
+    un-padded part of the frame; of an image without one (RegionText) that part itself.
     """
-    inside = sample["valid"]
-    if not bool(sample["rla_valid"].any()):
+    inside, given = sample["valid"], sample["rla_boxes"]
+    usable = sample["rla_valid"] & (given[:, 2:] > given[:, :2]).all(dim=1)
+    if not bool(usable.any()):
         return inside[None].expand(count, 4).clone()
-    boxes = first_valid(sample["rla_boxes"], sample["rla_valid"], count)
+    boxes = first_valid(given, usable, count)
     return boxes.clamp(min=0).minimum(inside[2:].repeat(2))

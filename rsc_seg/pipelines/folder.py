@@ -21,7 +21,8 @@ from rsc_seg.files import atomic_write
 
 _log = logging.getLogger(__name__)
 Counts = Callable[[Any], dict[str, Any]]
-_PACKAGES = ("rsc-seg", "torch", "torchvision", "timm", "lightning-fabric", "xformers", "numpy", "pillow")
+_PACKAGES = ("rsc-seg", "torch", "torchvision", "timm", "open_clip_torch", "detectron2", "lightning-fabric", "xformers")
+_PACKAGES += ("numpy", "pillow")
 _MADE = ("config.yaml", "run.json", "metrics.jsonl", "tensorboard", "wandb", "cache", "checkpoints")
 
 
@@ -147,11 +148,15 @@ def _write_config(folder: Path, config: HasRun) -> None:
 
 
 def take_back(folder: Path, *, whole: bool, made: Sequence[str] = _MADE) -> None:
-    """Removes what a run that `open_run_folder` has just made left here, unless it holds a checkpoint or weights.
+    """Removes what a run that `open_run_folder` has just made left here, unless training began: steps in the log, a
+    checkpoint or weights.
 
     `whole`: the folder itself was made, too, and goes when nothing else lies in it. `made`: names of what such runs
     leave.
     """
+    log = folder / "metrics.jsonl"
+    if log.is_file() and log.stat().st_size:
+        return
     if any(folder.glob("*.safetensors")) or any(folder.glob("checkpoints/*/*.pt")):
         return
     for name in made:

@@ -12,7 +12,7 @@ import torch
 from rsc_seg.config import DistillStageConfig, RefinerConfig, RscvConfig, require_choice
 from rsc_seg.data.nouns import open_nouns
 from rsc_seg.data.prompts import class_sentences, open_prompts
-from rsc_seg.data.rla import KINDS, box_source
+from rsc_seg.data.rla import KINDS
 from rsc_seg.errors import UserError
 from rsc_seg.files import sha256_of
 from rsc_seg.models.encoder import DenseEncoder
@@ -156,20 +156,7 @@ def distillation_of(task: Task) -> Optional[DistillTask]:
     return task
 
 
-def training_facts(config: RscvConfig, objective: Objective, distill: DistillStageConfig, depth: int) -> dict[str, Any]:
-    """What sidecars and run.json say of an objective: its name, lambda, boxes, and the distillation's target."""
-    facts: dict[str, Any] = {"objective": config.objective}
-    if objective.kind is not None:
-        labelled = objective.kind == "regiontext" and config.rla.pseudo_labels is not None
-        facts["boxes"] = "labels" if labelled else box_source(config.rla, config.data)
-        facts |= {"rla": dataclasses.asdict(config.rla), "proposals": config.data.proposals}
-    if objective.target is not None:
-        facts |= {"target": distill.target, "distill_loss": distill.loss, "distill_boxes": distill.boxes_from}
-        facts |= {"lambda": distill_weight(distill, depth)} if objective.kind else {}
-    return facts
-
-
-def _whole_options(options: RefinerConfig, encoder: DenseEncoder) -> dict[str, Any]:
+def whole_options(options: RefinerConfig, encoder: DenseEncoder) -> dict[str, Any]:
     """The options with the values that are left to the encoder."""
     depth = options.depth or min(encoder.row.head_blocks, encoder.depth - 1)
     taps = list(options.taps or default_taps(encoder.depth, depth))
@@ -182,8 +169,8 @@ def open_refiner(path: str, encoder: DenseEncoder, options: RefinerConfig) -> Re
     Raises UserError for one of another encoder, of other weights, or of other `refiner.*` options than these.
     """
     refiner, sidecar = load_refiner(Path(path).expanduser(), encoder)
-    theirs = _whole_options(RefinerConfig(**sidecar["refiner"]), encoder)
-    for key, value in _whole_options(options, encoder).items():
+    theirs = whole_options(RefinerConfig(**sidecar["refiner"]), encoder)
+    for key, value in whole_options(options, encoder).items():
         if theirs[key] != value:
             raise UserError(
                 f"{path}: trained with refiner.{key}={theirs[key]}, this run has refiner.{key}={value} "

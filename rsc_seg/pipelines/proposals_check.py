@@ -45,6 +45,11 @@ def recall(found: Sequence[np.ndarray], truth: Sequence[np.ndarray], count: int)
     return hits / total if total else float("nan")
 
 
+def _with_area(given: np.ndarray) -> np.ndarray:
+    kept: np.ndarray = given[(given[:, 2:] > 0).all(axis=1)]
+    return kept
+
+
 def _truth(source: ImageSource, data: DataConfig) -> BoxesOf | None:
     try:
         return ground_truth(source, data)
@@ -61,7 +66,7 @@ def check_proposals(data: DataConfig, path: Path) -> list[str]:
     source, file, fit = _open(data, path)
     rows, bad = [], 0
     for i in range(len(source)):
-        rows.append(file.annotated(source.name(i)).boxes)
+        rows.append(_with_area(file.annotated(source.name(i)).boxes))
         try:
             file.check_size(source.name(i), source.size(i))
         except ImageError:
@@ -78,7 +83,7 @@ def check_proposals(data: DataConfig, path: Path) -> list[str]:
     ]
     truth = _truth(source, data)
     if truth is not None:
-        wanted = [truth(i).boxes for i in range(len(source))]
+        wanted = [_with_area(truth(i).boxes) for i in range(len(source))]
         parts = ", ".join(f"{100 * recall(rows, wanted, count):.1f} % by the first {count}" for count in COUNTS)
         lines.append(f"ground-truth boxes met at IoU {_IOU}: {parts} ({sum(map(len, wanted))} boxes)")
     return lines

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
@@ -36,10 +36,11 @@ from rsc_seg.pipelines.objectives import (
     nouns_of,
     open_refiner,
     student_task,
-    training_facts,
+    whole_options,
 )
 from rsc_seg.pipelines.rscv_check import check_config, make_fabric, rehearse, trains_refiner
 from rsc_seg.pipelines.stream import RscvData, frozen_copy
+from rsc_seg.pipelines.training_facts import Files, file_facts, optim_facts, refiner_training, training_facts
 from rsc_seg.training.checkpoint import final_parameters
 from rsc_seg.training.fit import FitOptions, NotFinite, fit
 from rsc_seg.training.log import RunLog
@@ -64,6 +65,7 @@ class _Run:
     log: RunLog
     text: Optional[NounText] = None  # of RegionText
     refiner: Optional[dict[str, str]] = None  # path and hash of another run's Refiner
+    files: Files = field(default_factory=dict)  # of boxes and nouns
 
     def options(self, stage: str, optim: OptimConfig) -> FitOptions:
         """Steps and intervals of a stage."""
@@ -75,7 +77,7 @@ class _Run:
         """What a sidecar says about the training."""
         data = self.config.data
         facts = {"data": data.root or data.kind, "images": len(self.data.source), "seed": self.config.run.seed}
-        return {**facts, **commands_of(self.folder), "start": self.info.source, **more}
+        return {**facts, **commands_of(self.folder), "start": self.info.source, "files": self.files, **more}
 
 
 def _prepare(config: RscvConfig, objective: Objective, folder: Path, resume: bool, stage: str) -> _Run:
@@ -88,7 +90,8 @@ def _prepare(config: RscvConfig, objective: Objective, folder: Path, resume: boo
     text = nouns_of(config, fabric.device) if objective.kind == "regiontext" else None
     refiner = rehearse(data, objective, folder, stage, text)
     log = RunLog(folder, enabled=False)
-    return _Run(config, objective, folder, resume, fabric, encoder, info, data, log, text, refiner)
+    files = file_facts(config, objective, None if data.labels is None else data.labels.file.path)
+    return _Run(config, objective, folder, resume, fabric, encoder, info, data, log, text, refiner, files)
 
 
 def _begin(run: _Run, made: bool) -> None:
@@ -105,6 +108,7 @@ def _begin(run: _Run, made: bool) -> None:
             weights=dataclasses.asdict(run.info),
             training=training_facts(config, run.objective, config.distill, run.encoder.depth),
             refiner=run.refiner,
+            files=run.files,
         )
     said = "run folder" if made else "going on in"
     _log.info("%s %s: %s, %d images, %s weights", said, run.folder, config.objective, images, run.info.source)
@@ -119,11 +123,20 @@ def _new_refiner(run: _Run) -> Refiner:
     return Refiner(run.encoder, run.config.refiner).to(run.fabric.device)
 
 
-def _save_refiner(run: _Run, refiner: Refiner, state: dict[str, Tensor], prefix: str) -> None:
+def _save_refiner(run: _Run, refiner: Refiner, state: dict[str, Tensor], prefix: str, steps: int) -> None:
     own = {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
     refiner.load_state_dict(own, strict=False)
     if run.fabric.is_global_zero:
-        save_refiner(run.folder / "refiner.safetensors", refiner, run.config.refiner, run.encoder, run.provenance())
+        config = run.config
+        training = run.provenance(
+            objective=config.objective,
+            end_to_end=config.distill.end_to_end,
+            precision=config.run.precision,
+            image_size=list(config.data.image_size),
+            crops=dataclasses.asdict(config.crops),
+            **refiner_training(config, run.encoder, steps),
+        )
+        save_refiner(run.folder / "refiner.safetensors", refiner, config.refiner, run.encoder, training)
 
 
 def _train(
@@ -147,20 +160,35 @@ def train_refiner(run: _Run) -> Refiner:
     )
     options = run.options("refine", config.refine.optim)
     batches = run.data.refine_batches(refiner, config.refine.optim, options.total)
-    _save_refiner(run, refiner, _train(run, task, _groups(task, config.refine.optim), batches, options), "refiner.")
+    state = _train(run, task, _groups(task, config.refine.optim), batches, options)
+    _save_refiner(run, refiner, state, "refiner.", options.total)
     return refiner
 
 
-def _facts(run: _Run, config: DistillStageConfig) -> dict[str, Any]:
-    """What the sidecar of a student says about its objective."""
+def _facts(run: _Run, config: DistillStageConfig, steps: int) -> dict[str, Any]:
+    """What the sidecar of a student says about its training, stage 1's among it where there is a Refiner."""
     facts = training_facts(run.config, run.objective, config, run.encoder.depth)
+    facts["optim"] = optim_facts(config.optim, steps)
     if facts.get("target") == "refiner":
-        facts |= {"refiner": dataclasses.asdict(run.config.refiner)}
-        facts |= {"refiner_file": run.refiner} if run.refiner else {}
+        facts |= _stage_1(run, steps)
     return facts
 
 
-def _export(run: _Run, name: str, state: dict[str, Tensor], prefix: str, config: DistillStageConfig) -> None:
+def _stage_1(run: _Run, steps: int) -> dict[str, Any]:
+    config, sidecar = run.config, run.folder / "refiner.json"
+    if run.refiner is None and config.distill.end_to_end:
+        return refiner_training(config, run.encoder, steps)
+    if run.refiner is not None:  # its training stands in its own sidecar
+        sidecar = Path(run.refiner["file"]).expanduser().with_suffix(".json")
+    training = json.loads(sidecar.read_text(encoding="utf-8")).get("training", {})
+    kept = {key: training[key] for key in ("align", "refine_optim") if key in training}  # older sidecars have none
+    facts = {"refiner": whole_options(config.refiner, run.encoder), **kept}
+    return facts | ({"refiner_file": run.refiner} if run.refiner else {})
+
+
+def _export(
+    run: _Run, name: str, state: dict[str, Tensor], prefix: str, *, config: DistillStageConfig, steps: int
+) -> None:
     """NAME_alpha1.safetensors (the trained weights) and NAME.safetensors (blended with the start)."""
     start = {k: v.detach().cpu() for k, v in run.encoder.trunk.state_dict().items()}
     tuned = start | {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
@@ -169,7 +197,7 @@ def _export(run: _Run, name: str, state: dict[str, Tensor], prefix: str, config:
     for alpha, file in ((1.0, f"{name}_alpha1.safetensors"), (config.alpha, f"{name}.safetensors")):
         info = dataclasses.replace(
             run.info,
-            training=run.provenance(alpha=alpha, **_facts(run, config)),
+            training=run.provenance(alpha=alpha, **_facts(run, config, steps)),
         )
         save_encoder(run.folder / file, blend_states(start, tuned, alpha), info)
 
@@ -197,7 +225,7 @@ def train_student(run: _Run, refiner: Optional[Refiner], name: str, config: Dist
     options = run.options("distill" if name == "student" else name, config.optim)
     batches = run.data.distill_batches(distillation_of(task), config.optim, options.total)
     state = _train(run, task, _groups(task, config.optim), batches, options)
-    _export(run, name, state, "student.trunk.", config)
+    _export(run, name, state, "student.trunk.", config=config, steps=options.total)
 
 
 def train_end_to_end(run: _Run) -> None:
@@ -215,8 +243,8 @@ def train_end_to_end(run: _Run) -> None:
     options = run.options("end_to_end", config.distill.optim)
     batches = run.data.distill_batches(distillation_of(second), config.distill.optim, options.total, with_crops=True)
     state = _train(run, task, groups, batches, options)
-    _save_refiner(run, refiner, state, "refine.refiner.")
-    _export(run, "student", state, "distill.student.trunk.", config.distill)
+    _save_refiner(run, refiner, state, "refine.refiner.", options.total)
+    _export(run, "student", state, "distill.student.trunk.", config=config.distill, steps=options.total)
 
 
 def run_rscv(config: RscvConfig, folder: Path, *, stage: str = "all", resume: bool = False) -> None:
@@ -261,4 +289,5 @@ def _train_stages(run: _Run, stage: str) -> None:
             train_student(run, refiner, "student", distill)
     if distill.control and stage != "refiner":
         train_student(run, None, "control", dataclasses.replace(distill, target="teacher", end_to_end=False))
+    run.log.tell_skipped()
     run.fabric.barrier()

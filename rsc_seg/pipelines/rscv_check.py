@@ -1,5 +1,6 @@
 """What can be known of a run before its first file is written: options that do not fit, parts that cannot be built."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
@@ -59,11 +60,13 @@ def check_config(config: RscvConfig, stage: str) -> Objective:
     require_choice("--stage", stage, STAGES)
     objective, distill = resolve_objective(config), config.distill
     require_choice("distill.regions", distill.regions, REGIONS)
-    if distill.boxes < 1 or 0 < config.crops.bank < distill.boxes:
+    own = objective.target is not None and distill.boxes_from == "own"
+    if distill.boxes < 1 or own and 0 < config.crops.bank < distill.boxes:
         raise UserError(
             f"distill.boxes={distill.boxes}: must be 1 or more, and at most crops.bank={config.crops.bank} "
             "where there is a bank."
         )
+    _check_temperatures(config, objective)
     for key, value in (("log_every", config.run.log_every), ("save_every", config.run.save_every)):
         if value < 1:
             raise UserError(f"run.{key}={value}: must be 1 or more.")
@@ -71,6 +74,19 @@ def check_config(config: RscvConfig, stage: str) -> Objective:
         raise UserError(f"distill.alpha={distill.alpha}: must be from 0 (the start) to 1 (the trained weights).")
     _check_stages(config, objective, stage)
     return objective
+
+
+def _check_temperatures(config: RscvConfig, objective: Objective) -> None:
+    """Of the losses that the objective has: others' options may hold anything."""
+    align, distill = config.refine.align, config.distill
+    found: dict[str, float] = {}
+    if objective.has_refiner:
+        found |= {f"refine.align.{key}": getattr(align, key) for key in ("temperature", "target_temperature")}
+    if objective.target is not None:
+        found |= {f"distill.{key}": getattr(distill, key) for key in ("temperature_student", "temperature_teacher")}
+    for key, value in found.items():
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"{key}={value}: must be a finite number above 0; the loss divides by it.")
 
 
 def _check_stages(config: RscvConfig, objective: Objective, stage: str) -> None:

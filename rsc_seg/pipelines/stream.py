@@ -15,6 +15,7 @@ from torch import Tensor
 from rsc_seg.config import OptimConfig, RscvConfig, require_choice
 from rsc_seg.data.crops import CropDataset, pick_from_bank
 from rsc_seg.data.nouns import PseudoLabels
+from rsc_seg.data.proposals import open_proposals
 from rsc_seg.data.rla import RlaRegions, rla_kind
 from rsc_seg.data.sampler import StepLoader, step_indices
 from rsc_seg.data.source import ImageSource, SelectedImages
@@ -23,15 +24,16 @@ from rsc_seg.models.digest import module_digest
 from rsc_seg.models.encoder import DenseEncoder, EarlyFeatures
 from rsc_seg.models.refiner import Refiner
 from rsc_seg.models.registry import find_backbone
+from rsc_seg.pipelines.objectives import OBJECTIVES
 from rsc_seg.pipelines.pseudo_labels import open_labels
 from rsc_seg.training.batch import Batch, Regions
 from rsc_seg.training.cache import DTYPES, FeatureCache, cache_key, estimate_gb, open_cache
+from rsc_seg.training.region_losses import TOKEN_LOSSES
 from rsc_seg.training.tasks import DistillTask, crop_features
 
 _log = logging.getLogger(__name__)
 _CHUNK = 4  # images of one forward pass while a cache is filled
 _EXACT = ("boxes", "index")  # never stored in half precision
-_TOKEN_LOSSES = ("scd", "frobenius", "inter")  # values of distill.loss whose target is the tokens of regions
 Produce = Callable[[], Iterator[tuple[list[int], dict[str, Tensor]]]]
 
 
@@ -59,6 +61,10 @@ class RscvData:
         self.kind = rla_kind(config.objective)
         self.labels = open_labels(config, source, encoder, fabric) if self.kind == "regiontext" else None
         self.source = source if self.labels is None else _labelled_only(source, self.labels)
+        if config.data.proposals is not None:
+            open_proposals(config.data.proposals).warn_of_others(source.name(i) for i in range(len(source)))
+        self._announced = False
+        self._skipped: dict[str, str] = {}  # unreadable images, so that each is named once in all stages
         self.root = Path(config.cache.dir) if config.cache.dir else folder / "cache"
         self.encoder_digest = module_digest(encoder) + encoder.position_rule + encoder.last_block
         self.image_grid = encoder.grid(*config.data.image_size)
@@ -96,10 +102,12 @@ class RscvData:
             crops = dataclasses.replace(crops, per_image=crops.bank)
         elif stage == "distill":
             crops = dataclasses.replace(crops, per_image=self.config.distill.boxes)
-        if boxes_from == "rla":
+        used = stage != "distill" or OBJECTIVES[self.config.objective].target is not None
+        if boxes_from == "rla" or not used:
             crops = dataclasses.replace(crops, bank=0)
-        row = self.encoder
-        return CropDataset(
+        row, announce = self.encoder, used and boxes_from == "own" and not self._announced
+        self._announced = self._announced or announce
+        dataset = CropDataset(
             self.source,
             self.config.data,
             crops,
@@ -110,7 +118,10 @@ class RscvData:
             stage=stage,
             rla=self._rla if regions else None,
             boxes_from=boxes_from,
+            announce=announce,
         )
+        dataset.skipped = self._skipped
+        return dataset
 
     def _usable(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         cache = self.config.cache
@@ -205,7 +216,7 @@ class RscvData:
             shapes["region_tokens"] = (bank, self.crop_grid[0] * self.crop_grid[1], width)
         if kinds != "local":
             shapes["whole_tokens"] = (self.image_grid[0] * self.image_grid[1], width)
-        moving = task.config.end_to_end or task.config.loss not in _TOKEN_LOSSES
+        moving = task.config.end_to_end or task.config.loss not in TOKEN_LOSSES
         unknown = kinds != "global" and (bank == 0 or task.config.boxes_from == "rla")
         if moving or unknown or not self._usable(shapes):
             return None
@@ -330,7 +341,7 @@ def _labelled_only(source: ImageSource, labels: PseudoLabels) -> ImageSource:
     names = [source.name(i) for i in range(len(source))]
     if not names:
         return source
-    labels.file.coverage(names)
+    labels.file.warn_of_others(names)
     kept = [i for i, name in enumerate(names) if len(labels.file.annotated(name).boxes)]
     if len(kept) == len(names):
         return source

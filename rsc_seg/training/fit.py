@@ -26,7 +26,6 @@ from rsc_seg.training.optim import lr_factor, make_optimizer, set_lr
 from rsc_seg.training.task import Task, begin_step, checkpoint_names, end_step
 
 _log = logging.getLogger(__name__)
-_WATCH_SKIPPED = 5  # names of unreadable files shown at the end
 
 
 @dataclass(frozen=True)
@@ -140,13 +139,12 @@ def _run(
 ) -> None:
     start, names, checkpoints = where
     progress = Progress(options.stage, options.total, start, enabled=fabric.is_global_zero, every=options.log_every)
-    skipped: dict[str, str] = {}
     stream, clock = batches(start * options.optim.accumulate), time.monotonic()
     module.train()
     for step in range(start, options.total):
         micro = [next(stream).to(fabric.device) for _ in range(options.optim.accumulate)]
         for batch in micro:
-            skipped.update(batch.skipped)
+            log.skipped.update(batch.skipped)
         waited = time.monotonic() - clock
         lr = set_lr(optimizer, lr_factor(step, total=options.total, warmup=options.optim.warmup_steps))
         logs = _step(fabric, module, optimizer, micro, step, options)
@@ -159,6 +157,3 @@ def _run(
         if (step + 1) % options.save_every == 0 or step + 1 == options.total:
             save_checkpoint(fabric, checkpoints, step + 1, module, optimizer, names)
     progress.close()
-    if skipped:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:_WATCH_SKIPPED])
-        _log.warning("%d unreadable images were replaced by others: %s", len(skipped), shown)

@@ -14,6 +14,7 @@ from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write
 
 _log = logging.getLogger(__name__)
+_SHOWN = 5  # unreadable images in the closing line
 Writer = Callable[[str, int, dict[str, float]], None]
 
 
@@ -45,11 +46,15 @@ def _wandb(folder: Path, config: dict[str, Any]) -> Writer:
 
 
 class RunLog:
-    """Writers of one run folder; on ranks other than zero it writes nothing."""
+    """Writers of one run folder; on ranks other than zero it writes nothing.
+
+    `skipped`: unreadable images of all stages so far that others replaced, by name, with the reason.
+    """
 
     def __init__(self, folder: Path, *, enabled: bool = True, wandb_config: Optional[dict[str, Any]] = None) -> None:
         self.path = folder / "metrics.jsonl"
         self.enabled = enabled
+        self.skipped: dict[str, str] = {}
         self.writers: list[Writer] = []
         self._closers: list[Callable[[], None]] = []
         if enabled:
@@ -64,6 +69,12 @@ class RunLog:
         for close in self._closers:
             close()
         self.writers, self._closers = [], []
+
+    def tell_skipped(self) -> None:
+        """Logs how many unreadable images there were, with the first reasons; nothing when there was none."""
+        if self.skipped:
+            shown = "; ".join(list(self.skipped.values())[:_SHOWN])
+            _log.warning("%d unreadable images were replaced by others: %s", len(self.skipped), shown)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets the lines of `stage` at or after `step`, which a resumed run will write again."""

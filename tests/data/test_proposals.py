@@ -1,6 +1,7 @@
 """Boxes from COCO-format files."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,27 @@ def test_a_file_is_read_once_until_it_changes(tmp_path):
     assert open_proposals(path).boxes("1.jpg")[0, 3] == 201
     with pytest.raises(UserError, match=r"other\.json: no such file \(data\.proposals\)"):
         open_proposals(tmp_path / "other.json")
+
+
+def test_categories_may_be_anything_where_they_are_not_used(tmp_path):
+    rows = [{"image_id": 1, "bbox": [1, 1, 20, 20], "category_id": c} for c in ("thing", None, "4")]
+    path = write(tmp_path / "p.json", rows)
+    assert BoxFile(path).annotated("1.jpg").categories.tolist() == [-1, -1, 4]
+    with pytest.raises(UserError, match=r"p\.json: not boxes in COCO's format \(rla\.pseudo_labels\).*thing"):
+        BoxFile(path, "rla.pseudo_labels", labelled=True)
+
+
+def test_boxes_without_area_keep_their_places_and_count_for_nothing(tmp_path):
+    rows = [{"image_id": 1, "bbox": [1, 2, w, h]} for w, h in ((0, 9), (9, 9), (9, -3))]
+    file = Proposals(write(tmp_path / "p.json", [*rows, {"image_id": 2, "bbox": [1, 1, 0, 5]}]))
+    assert file.annotated("1.jpg").boxes[:, 2:].tolist() == [[0, 9], [9, 9], [9, 0]]
+    assert len(file.boxes("1.jpg")) == 1 and file.coverage(["1.jpg", "2.jpg"]) == (1, 0, 1)
+
+
+def test_images_that_are_not_in_the_set_are_counted(tmp_path, caplog):
+    file = Proposals(write(tmp_path / "p.json", [{"image_id": i, "bbox": [1, 1, 20, 20]} for i in (1, 2, 3)]))
+    with caplog.at_level(logging.WARNING):
+        file.warn_of_others(["1.jpg", "2.jpg", "3.jpg", "4.jpg"])
+        assert not caplog.text
+        file.warn_of_others(["1.jpg"])
+    assert "2 of its 3 images with boxes are none of the 1 images of this run (data.proposals)" in caplog.text

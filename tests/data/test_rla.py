@@ -12,10 +12,12 @@ from PIL import Image
 
 from rsc_seg.config import DataConfig, RlaConfig
 from rsc_seg.data.crops import CropDataset
-from rsc_seg.data.images import open_images
+from rsc_seg.data.ground_truth import ground_truth
+from rsc_seg.data.images import PackagedPhotographs, open_images
 from rsc_seg.data.nouns import Nouns, PseudoLabels
-from rsc_seg.data.rla import RlaRegions, box_source, rla_kind
-from rsc_seg.data.sampler import StepLoader
+from rsc_seg.data.photos import photo_paths
+from rsc_seg.data.rla import RlaRegions, box_source, distillation_boxes, rla_kind
+from rsc_seg.data.sampler import StepLoader, keyed_rng
 from rsc_seg.data.source import ImageSource
 from rsc_seg.errors import UserError
 from tests.data.test_crops import CROPS, DATA, MEAN, STD, raw
@@ -203,7 +205,10 @@ def test_crop_fit_shows_boxes_of_what_is_left(folder, tmp_path_factory):
     [
         ({"boxes": "boxes"}, r"rla\.boxes=boxes: must be one of"),
         ({"boxes": "proposals"}, r"rla\.boxes=proposals: data\.proposals is not set"),
-        ({"boxes": "gt"}, r"no ground-truth boxes \(rla\.boxes=gt\): neither annotations/instances_train2017\.json"),
+        (
+            {"boxes": "gt"},
+            r"none of the 5 selected pictures has .* \(rla\.boxes=gt\): .* no annotations/instances_train2017\.json",
+        ),
         ({"per_image": 0}, r"rla\.per_image=0"),
         ({"enlarge": 0.5}, r"rla\.enlarge=0\.5"),
         ({"min_area": 9, "max_area": 4}, r"rla\.min_area=9, rla\.max_area=4"),
@@ -276,3 +281,45 @@ def test_ground_truth_of_the_embedded_scenes(tmp_path):
         assert {tuple(round(v, 2) for v in box) for box in boxes.tolist()} == expected
     empty = dataclasses.replace(plain, split="train", limit=None)
     assert int(dataset(tmp_path, config, empty).sample(0, 0)["rla_valid"].sum()) == 1  # a photograph: the fallback
+
+
+def test_photographs_have_no_ground_truth():
+    photographs = PackagedPhotographs(photo_paths())
+    with pytest.raises(UserError, match=rf"scenes: none of the {len(photographs)} selected pictures has ground-truth"):
+        ground_truth(photographs, DataConfig(kind="scenes"))
+
+
+def test_boxes_without_area_take_places_in_the_draw(folder, tmp_path_factory):
+    """As officially: all boxes are shuffled, the first ones taken, and what has no area falls out of these."""
+    given = [[10.0 + k, 20, 0 if k % 2 else 20, 30] for k in range(12)]
+    path = write_boxes(tmp_path_factory.mktemp("b") / "b.json", {i: given for i in range(5)})
+    data, counts = dataset(folder, RLA, dataclasses.replace(DATA, proposals=path)), set()
+    for epoch in range(6):
+        sample = data.sample(epoch, 0)
+        order = keyed_rng("rla", 0, epoch, 0).permutation(12)[:6]
+        wanted = [given[k][0] * 56 / 120 for k in order if not k % 2]
+        kept = sample["rla_boxes"][sample["rla_valid"]]
+        assert kept[:, 0].tolist() == pytest.approx(wanted)
+        counts.add(len(wanted))
+    assert len(counts) > 1
+
+
+def test_regiontext_keeps_boxes_without_area_in_their_places(folder, tmp_path_factory):
+    boxes = [[10.0, 10, 0, 20], [10, 10, 40, 20], [30, 30, -5, 9], [20, 10, 30, 20]]
+    path = write_boxes(tmp_path_factory.mktemp("b") / "b.json", {i: boxes for i in range(5)})
+    labels = PseudoLabels(path, Nouns(("a", "b", "c", "d"), "x"))
+    sample = dataset(folder, dataclasses.replace(RLA, per_image=3), kind="regiontext", labels=labels).sample(0, 0)
+    assert sample["rla_nouns"].tolist() == [0, 1, 2] and sample["rla_valid"].all()
+    sides = sample["rla_boxes"][:, 2:] - sample["rla_boxes"][:, :2]
+    assert (sides.prod(dim=1) > 0).tolist() == [False, True, False] and (sides >= 0).all()
+    inside = distillation_boxes(sample, 4)  # correlations need an area
+    assert torch.equal(inside, sample["rla_boxes"][1].expand(4, 4))
+
+
+def test_sizes_come_from_the_pictures_where_the_file_has_none(folder, tmp_path_factory):
+    path = write_boxes(tmp_path_factory.mktemp("b") / "b.json", {1: [[150, 5, 30, 30]], 0: [[5, 5, 9, 9]]})
+    with pytest.raises(UserError, match=r"b\.json, image '1\.png' \(data\.proposals\): box \[150\.0"):
+        regions(open_images("folder", str(folder), "train"), RLA, dataclasses.replace(DATA, proposals=path))
+    with pytest.raises(UserError, match=r"b\.json, image '1\.png' \(rla\.pseudo_labels\): box \[150\.0"):
+        labels = PseudoLabels(path, Nouns(("a",), "x"))
+        regions(open_images("folder", str(folder), "train"), RLA, kind="regiontext", labels=labels)

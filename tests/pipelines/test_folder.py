@@ -78,7 +78,10 @@ def test_facts_of_a_run_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert run["images"] == 8 and run["new"] == "ü" and run["seed"] == 3
     assert run["command"] == command_line() == "tools/rscv_finetune.py --seed 3"
-    assert run["environment"] == environment() and {"python", "torch", "timm"} <= environment().keys()
+    assert (
+        run["environment"] == environment()
+        and {"python", "torch", "timm", "open_clip_torch", "detectron2"} <= environment().keys()
+    )
 
 
 def test_default_folder_names_the_backbone() -> None:
@@ -161,6 +164,11 @@ def test_take_back_removes_a_run_without_results(tmp_path: Path) -> None:
         take_back(folder, whole=folder is not empty)
     assert [p.name for p in new.iterdir()] == ["notes.txt"] and list(empty.iterdir()) == []
     assert (trained / "config.yaml").is_file() and (trained / "cache").is_dir()
+    (empty / "config.yaml").touch()
+    (empty / "metrics.jsonl").write_text('{"step": 0}\n')  # a step was made
+    take_back(empty, whole=True)
+    assert (empty / "config.yaml").is_file() and (empty / "metrics.jsonl").is_file()
     (new / "notes.txt").unlink()
+    (new / "metrics.jsonl").touch()
     take_back(new, whole=True)
     assert not new.exists()

@@ -45,7 +45,15 @@ def new_task(stage: str) -> Task:
     return refiner_task(encoder) if stage == "refine" else distill_task(encoder, tiny_refiner(encoder, noise=0.1))
 
 
-def run(folder: Path, task: Task, batches: Batches, config: OptimConfig | None = None, **options: Any) -> Path:
+def run(
+    folder: Path,
+    task: Task,
+    batches: Batches,
+    config: OptimConfig | None = None,
+    *,
+    log: RunLog | None = None,
+    **options: Any,
+) -> Path:
     config = config or optim(lr=1e-3, warmup_steps=2)
     fabric = Fabric(accelerator="cpu", devices=1)
     defaults = {"stage": "refine", "total": 6, "log_every": 1, "save_every": 2}
@@ -56,7 +64,7 @@ def run(folder: Path, task: Task, batches: Batches, config: OptimConfig | None =
         batches=batches,
         options=FitOptions(optim=config, **{**defaults, **options}),
         folder=folder,
-        log=RunLog(folder),
+        log=log or RunLog(folder),
     )
 
 
@@ -245,11 +253,16 @@ def test_log_lines_off_a_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_replaced_images_are_named_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def with_skipped(start: int) -> Iterator[Batch]:
         for batch in stream()(start):
-            yield dataclasses.replace(batch, skipped=[("broken.jpg", "truncated")])
+            yield dataclasses.replace(batch, skipped=[("broken.jpg", "broken.jpg: truncated")])
 
-    with caplog.at_level(logging.WARNING, "rsc_seg.training.fit"):
-        run(tmp_path, new_task("refine"), with_skipped, total=2)
-    assert "1 unreadable images were replaced by others: broken.jpg: truncated" in caplog.text
+    log = RunLog(tmp_path)
+    with caplog.at_level(logging.WARNING, "rsc_seg.training.log"):
+        log.tell_skipped()
+        assert not caplog.text
+        for stage in ("refine", "distill"):
+            run(tmp_path, new_task(stage), with_skipped, total=2, stage=stage, log=log)
+        log.tell_skipped()
+    assert caplog.text.count("1 unreadable images were replaced by others: broken.jpg: truncated") == 1
 
 
 def test_weights_of_a_step_do_not_depend_on_logging_or_saving(tmp_path: Path) -> None:
