@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Optional
@@ -43,6 +45,11 @@ class TrainingState:
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.frozen = _frozen_digest(model)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that train and their average, by name."""
+        average = {} if self.average is None else self.average.average
+        return dict(self.trained) | {f"average of {name}": value for name, value in average.items()}
+
     def content(self, step: int) -> dict[str, Any]:
         """Tensors and plain values only, so that the file is read without running code."""
         return {
@@ -61,6 +68,9 @@ class TrainingState:
         odd += [k for k, p in self.trained.items() if k in held and held[k].shape != p.shape]
         if odd:
             raise ValueError(f"written with another set-up: parameters differ, such as '{odd[0]}'")
+        bad = not_finite(held) or not_finite((content["average"] or {}).get("average", {}))
+        if bad:
+            raise ValueError(f"its values are not finite in {bad[0]}")
         if content["frozen"] != self.frozen:
             raise ValueError("the weights that do not train are not those that the run began with")
         if (content["average"] is None) != (self.average is None):
@@ -73,6 +83,16 @@ class TrainingState:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(held[name])
+
+
+@torch.no_grad()
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of those that hold a NaN or an infinity; one look at the device where there are none."""
+    if not tensors:
+        return []
+    largest = torch._foreach_norm([value.detach() for value in tensors.values()], math.inf)
+    finite = torch.isfinite(torch.stack([value.float() for value in largest]))
+    return [] if bool(finite.all()) else [k for k, fine in zip(tensors, finite.tolist(), strict=True) if not fine]
 
 
 def _frozen_digest(model: nn.Module) -> str:

@@ -52,7 +52,8 @@ class Picture(NamedTuple):
 class SetResult:
     """What a model scores on a set.
 
-    `seconds`: reading and predicting, of the slowest process. `seen`, `unseen`, `harmonic`: see `SeenScores`.
+    `seconds`: reading and predicting, of the slowest process. `seen`, `unseen`, `harmonic`: see `SeenScores`. `note`:
+    that the images are a part of the official split, else empty.
     """
 
     key: str
@@ -64,6 +65,7 @@ class SetResult:
     unseen: Optional[float]
     harmonic: Optional[float]
     rows: tuple[ClassRow, ...]
+    note: str = ""
     pictures: tuple[Picture, ...] = field(default=(), compare=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class SetResult:
         found = {
             "title": self.title,
             "images": self.images,
+            "note": self.note,
             "seconds": round(self.seconds, 3),
             "classes": len(self.rows),
             "scores": scores,
@@ -158,10 +161,12 @@ class SetEvaluator(DatasetEvaluator):
         recall = (total.matrix.diagonal().double() / pixels.double()).tolist()
         counts: list[int] = pixels.tolist()
         rows = zip(self.task.class_names, scores.iou, recall, counts, self.task.unseen, strict=True)
+        images = sum(images for _, images, _ in shares)
         return SetResult(
             key=self.task.key,
             title=self.task.title,
-            images=sum(images for _, images, _ in shares),
+            images=images,
+            note=self.task.segset.part(images),
             seconds=max(seconds for _, _, seconds in shares),
             scores=scores,
             **asdict(seen_scores(scores.iou, counts, self.task.unseen)),

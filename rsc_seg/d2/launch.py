@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     from detectron2.engine import launch
 
 T = TypeVar("T")
-_HIDES_GPUS = "CUDA_VISIBLE_DEVICES"
+_HIDES_GPUS, _WARNINGS = "CUDA_VISIBLE_DEVICES", "PYTHONWARNINGS"
 
 
 def check_processes(device: torch.device, count: int) -> None:
@@ -54,19 +54,34 @@ def of_first(value: T) -> T:
     return found[0]
 
 
+def _quiet_warnings() -> str:
+    """What Python is told about warnings, and those that a user can do nothing about.
+
+    detectron2 calls torch.jit.script; the option of torch that keeps buffers apart has a successor that older versions
+    lack; and processes that end by an error leave semaphores that Python itself removes.
+    """
+    ours = ["ignore:`torch.jit.script`:FutureWarning", "ignore:`broadcast_buffers`:FutureWarning"]
+    ours.append("ignore:resource_tracker:UserWarning")
+    return ",".join([*filter(None, [os.environ.get(_WARNINGS)]), *ours])
+
+
 @contextmanager
-def _gpus_hidden(hide: bool) -> Iterator[None]:
-    """Processes started inside see no GPU: detectron2 takes NCCL wherever there is one, which moves no CPU tensors."""
-    before = os.environ.get(_HIDES_GPUS)
-    if hide:
-        os.environ[_HIDES_GPUS] = ""
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Processes started inside have these variables.
+
+    They see no GPU where the run is on the CPU: detectron2 takes NCCL wherever there is one, which moves no CPU
+    tensors.
+    """
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if hide and before is None:
-            del os.environ[_HIDES_GPUS]
-        elif hide and before is not None:
-            os.environ[_HIDES_GPUS] = before
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
 
 
 def _guarded(work: Callable[..., None], args: tuple[Any, ...], notes: str, threads: int) -> None:
@@ -90,7 +105,8 @@ def run_processes(work: Callable[..., None], count: int, *, device: torch.device
         work(*args)
         return
     threads = max(1, torch.get_num_threads() // count)
-    with tempfile.TemporaryDirectory() as notes, _gpus_hidden(device.type == "cpu"):
+    hidden = {_HIDES_GPUS: ""} if device.type == "cpu" else {}
+    with tempfile.TemporaryDirectory() as notes, _environment({**hidden, _WARNINGS: _quiet_warnings()}):
         try:
             launch(_guarded, count, dist_url="auto", args=(work, args, notes, threads))
         except (ProcessRaisedException, ProcessExitedException):

@@ -19,10 +19,15 @@ from rsc_seg.errors import UserError
 _ERROR = "error"
 
 
-def records_of(task: TaskSet, limit: Optional[int] = None, key: str = "data.limit") -> list[dict[str, str]]:
-    """Records as of detectron2's `load_sem_seg`, the first `limit` of them. Raises UserError for a limit below 1."""
+def check_limit(key: str, limit: Optional[int]) -> None:
+    """UserError for a limit below 1."""
     if limit is not None and limit < 1:
         raise UserError(f"{key}={limit}: must be 1 or more, or null for all.")
+
+
+def records_of(task: TaskSet, limit: Optional[int] = None, key: str = "data.limit") -> list[dict[str, str]]:
+    """Records as of detectron2's `load_sem_seg`, the first `limit` of them. Raises UserError for a limit below 1."""
+    check_limit(key, limit)
     pairs = task.pairs()[:limit]
     return [{"file_name": str(image), "sem_seg_file_name": str(labels)} for image, labels in pairs]
 

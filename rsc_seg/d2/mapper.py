@@ -42,7 +42,8 @@ def _planes(image: UInt8[np.ndarray, "H W 3"]) -> Tensor:
     return torch.from_numpy(np.array(image.transpose(2, 0, 1)))
 
 
-def _check_sizes(data: CatSegDataConfig) -> None:
+def check_sizes(data: CatSegDataConfig) -> None:
+    """UserError, by the options' full names, for sizes of views and images that cannot be used."""
     if len(data.crop) != 2 or min(data.crop) < 1:
         raise UserError(f"data.crop={data.crop}: give height and width, both 1 or more.")
     if not data.min_size or min(data.min_size) < 1:
@@ -60,7 +61,7 @@ class TrainMapper:
     """
 
     def __init__(self, task: TaskSet, data: CatSegDataConfig, seed: int = 0) -> None:
-        _check_sizes(data)
+        check_sizes(data)
         self.task, self.data, self.seed = task, data, seed
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> ViewDraw:
@@ -105,7 +106,7 @@ class TestMapper:
     """The image with its short side at `min_size_test`; `sem_seg` is at the image's own size, on which it is scored."""
 
     def __init__(self, task: TaskSet, data: CatSegDataConfig) -> None:
-        _check_sizes(data)
+        check_sizes(data)
         self.task, self.data = task, data
 
     def __call__(self, record: Sample) -> Sample:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rsc_seg.config import require_choice
 from rsc_seg.config_catseg import CatSegSolverConfig
-from rsc_seg.d2.checkpoint import TrainingState, save_checkpoint
+from rsc_seg.d2.checkpoint import TrainingState, not_finite, save_checkpoint
 from rsc_seg.d2.ema import WeightAverage
 from rsc_seg.d2.wrapper import CatSegD2
 from rsc_seg.errors import UserError
@@ -101,8 +101,8 @@ class TrainerOptions:
 class CatSegTrainer(SimpleTrainer):
     """detectron2's trainer whose step has mixed precision, clipping, and one verdict of all processes on the numbers.
 
-    `average` is None without solver.ema. Raises NotFinite on all processes, before any weight changes, when loss or
-    gradient is not finite.
+    `average` is None without solver.ema. Raises NotFinite on all processes when loss or gradient is not finite, before
+    any weight changes, and when a step has made weights that are not, before they are saved, scored or exported.
     """
 
     def __init__(self, model: CatSegD2, options: TrainerOptions) -> None:
@@ -135,6 +135,7 @@ class CatSegTrainer(SimpleTrainer):
         self.scaler.update()
         if self.average is not None:
             self.average.update()
+        self._check_weights()
         times = {"seconds": time.monotonic() - began, "data_seconds": waited}
         self.storage.put_scalars(**values, **times, smoothing_hint=False)
 
@@ -154,6 +155,16 @@ class CatSegTrainer(SimpleTrainer):
             f"{', '.join(names)}. No weight was changed by this step. Remove bad files and go on with --resume, or "
             "start in a new --output-dir with a lower solver.lr."
         )
+
+    def _check_weights(self) -> None:
+        """NotFinite after a step whose update was not: the rate can be too high for a gradient that is in order."""
+        bad = not_finite(self.state.weights())
+        if bad:
+            raise NotFinite(
+                f"step {self.iter + 1}: the weights became not finite, such as {bad[0]}. They are neither saved nor "
+                "scored, and earlier checkpoints stand; --resume would come to the same step, so start in a new "
+                "--output-dir with a lower solver.lr."
+            )
 
     def fit(self, batches: Iterator[list[dict[str, Any]]], start: int, hooks: list[HookBase]) -> None:
         """Steps `start` to solver.max_iter over `batches`, with the hooks in order and detectron2's timer before."""

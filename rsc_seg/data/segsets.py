@@ -24,7 +24,8 @@ class SegSet:
     values are 0..label_count-1 and `ignore_label`. An image and its labels share their path but for `image_end` and
     `label_end`. `counts` are the sizes that the complete split may have (pairs, before labels without any class are
     left out). `evaluation` is the column of Cat-Seg's table, `evaluator` detectron2's kind. `subset`: the split is
-    smaller than the official one of `prepared_by`, and is prepared as such.
+    smaller than the official one of `prepared_by`, and is prepared as such. `listed`: a list chooses the split's images
+    from a folder of more; elsewhere the folder of images is the split.
     """
 
     name: str
@@ -45,6 +46,7 @@ class SegSet:
     evaluation: Optional[str] = None
     evaluator: str = "sem_seg"
     subset: bool = False
+    listed: bool = False
 
     def base(self, root: Path) -> Path:
         """The folder of the set below `root`: the first of `bases` with raw or prepared labels, else the first."""
@@ -84,9 +86,9 @@ class SegSet:
         return found.names
 
     def pairs(self, root: Path) -> list[tuple[Path, Path]]:
-        """Images and their prepared labels, sorted; labels decide which images belong to the set.
+        """Images and their prepared labels, sorted; of a `listed` split the labels decide which images belong to it.
 
-        Raises UserError when the set is not prepared, or an image is missing.
+        Raises UserError when the set is not prepared, an image is missing, or, unless it is `listed`, labels of one.
         """
         folder, images = self.label_folder(root), self.image_folder(root)
         hint = f"run tools/prepare_data.py {self.prepared_by} --root {root}" + (" --subset" if self.subset else "")
@@ -100,7 +102,19 @@ class SegSet:
         if missing:
             first = images / (missing[0] + self.image_end)
             raise UserError(f"{first}: no such image; {len(missing)} of {len(stems)} labels in {folder} have none.")
+        lonely = [] if self.listed else sorted(have - set(stems))
+        if lonely:
+            first = folder / (lonely[0] + self.label_end)
+            raise UserError(
+                f"{first}: no such labels; {len(lonely)} of {len(have)} images in {images} have none; {hint}."
+            )
         return [(images / (s + self.image_end), folder / (s + self.label_end)) for s in stems]
+
+    def part(self, images: int) -> str:
+        """What is to be said of scores on so many images; empty where they are the whole official split."""
+        if not self.counts or images >= min(self.counts):
+            return ""
+        return f"{images} of {self.counts[0]} images: a part of the set; scores compare with no published ones"
 
 
 # the one name where Cat-Seg takes another synonym than the first
@@ -219,6 +233,7 @@ _CONTEXT_59 = SegSet(
     label_count=59,
     counts=(5104, 5105),
     evaluation="PC-59",
+    listed=True,
 )
 _CONTEXT_459 = SegSet(
     name="pascal_context_459_val",
@@ -236,6 +251,7 @@ _CONTEXT_459 = SegSet(
     ignore_label=459,
     label_end=".tif",
     evaluation="PC-459",
+    listed=True,
 )
 
 
@@ -255,6 +271,7 @@ def _voc(name: str, catalog: str, labels: str, label_count: int, evaluator: str)
         counts=(1449,),
         evaluation="PAS-20" + name.removeprefix("voc_20"),
         evaluator=evaluator,
+        listed=True,
     )
 
 

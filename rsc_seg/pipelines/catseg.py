@@ -26,6 +26,7 @@ from rsc_seg.pipelines.catseg_folder import (
     WEIGHTS,
     WEIGHTS_FACTS,
     EvaluationStore,
+    digest_in,
     open_folder,
     row_key,
     what_counts_in_evaluation,
@@ -86,7 +87,9 @@ def _prepared(job: CatSegJob) -> _Run:
     model, info = build_catseg(plan, device)
     names = (tests[0] if train is None else train).names
     wrapped = CatSegD2(model, names, sliding_options(config.test), config.test.view_batch)
-    key = cache_key(options=what_counts_in_evaluation(config), weights=info.source, start=str(job.weights))
+    # a whole Cat-Seg by its content, wherever it lies
+    weights = info.source if job.weights is None else digest_in(info.source)
+    key = cache_key(options=what_counts_in_evaluation(config), weights=weights, whole=job.weights is not None)
     log = RunLog(job.folder, enabled=False)
     return _Run(job, wrapped, info, train, tests, EvaluationStore(job.folder, key), log, is_main())
 

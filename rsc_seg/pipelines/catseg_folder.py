@@ -65,11 +65,26 @@ def what_counts_in_evaluation(config: TrainCatSegConfig) -> dict[str, Any]:
     return found
 
 
-def weights_of_run(folder: Path) -> Optional[str]:
+@dataclasses.dataclass(frozen=True)
+class StartWeights:
+    """A whole Cat-Seg as run.json names it; `digest`: the beginning of its SHA-256, empty where it was not recorded."""
+
+    path: Path
+    digest: str
+
+
+def digest_in(source: str) -> str:
+    """The beginning of a file's SHA-256 in the words of `load_whole`, "NAME sha256 DIGEST"; empty without one."""
+    found = re.search(r" sha256 ([0-9a-f]{12,64})$", source)
+    return "" if found is None else found.group(1)
+
+
+def weights_of_run(folder: Path) -> Optional[StartWeights]:
     """The whole Cat-Seg from which the run in `folder` started or which it evaluates; None for none, or no run."""
     path = folder / "run.json"
-    found = json.loads(path.read_text(encoding="utf-8")).get("weights_file") if path.is_file() else None
-    return None if found is None else str(found)
+    run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = run.get("weights_file")
+    return None if found is None else StartWeights(Path(found), digest_in(run.get("weights", {}).get("source", "")))
 
 
 def refuse_used_folder(folder: Path, *, eval_only: bool, resume: bool) -> None:
@@ -79,6 +94,10 @@ def refuse_used_folder(folder: Path, *, eval_only: bool, resume: bool) -> None:
     if kind is not None and kind != ("eval" if eval_only else "train"):
         what, other = ("evaluation", "a training run") if eval_only else ("training", "an evaluation")
         raise UserError(f"{folder}: holds {other}; give the {what} a folder of its own (--output-dir).")
+    if not eval_only and resume and not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{folder}: no run there to go on with; check --output-dir, or leave out --resume to begin one."
+        )
     if not eval_only and not resume and (folder / "config.yaml").is_file():
         raise UserError(
             f"{folder}: holds a run already; add --resume to go on with it, or choose another --output-dir."
@@ -210,5 +229,6 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
         before = first["sets"].get(name) if first is not last else None
         if before is not None:
             text += f" ({first['name']}: mIoU {shown(before['scores']['miou_present'])})"
+        text += f"; {found['note']}" if found.get("note") else ""
         lines.append(text)
     return lines

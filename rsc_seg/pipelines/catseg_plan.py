@@ -1,8 +1,9 @@
 """From the options of Cat-Seg's commands to a model and a protocol."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Optional
+from typing import Optional, TypeVar
 
 from rsc_seg.config import require_choice
 from rsc_seg.config_catseg import CatSegModelConfig, CatSegTestConfig, ClipConfig
@@ -10,7 +11,9 @@ from rsc_seg.errors import UserError
 from rsc_seg.seg.build import VERSIONS, CatSegPlan, options_of
 from rsc_seg.seg.inference import SlidingOptions
 from rsc_seg.seg.options import CatSegOptions
+from rsc_seg.seg.policy import POLICIES
 
+T = TypeVar("T")
 PROTOCOLS = ("sliding", "whole")
 
 
@@ -21,6 +24,14 @@ def pair(key: str, values: list[int]) -> tuple[int, int]:
     return values[0], values[1]
 
 
+def _named(section: str, make: Callable[[], T]) -> T:
+    """What `make` gives; its UserErrors begin with the name of a field, here with that of the option."""
+    try:
+        return make()
+    except UserError as e:
+        raise UserError(f"{section}.{e}") from e
+
+
 def model_options(config: CatSegModelConfig) -> CatSegOptions:
     """The model's sizes and habits, null for the version's own. Raises UserError naming what cannot be used."""
     require_choice("model.version", config.version, tuple(VERSIONS))
@@ -28,7 +39,8 @@ def model_options(config: CatSegModelConfig) -> CatSegOptions:
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(CatSegOptions)}
     for name in ("grid", "decoder", "taps", "decoder_guidance"):
         values[name] = pair(f"model.{name}", values[name])
-    return CatSegOptions(**{name: getattr(own, name) if value is None else value for name, value in values.items()})
+    given = {name: getattr(own, name) if value is None else value for name, value in values.items()}
+    return _named("model", lambda: CatSegOptions(**given))
 
 
 def catseg_plan(
@@ -43,6 +55,8 @@ def catseg_plan(
         raise UserError(
             f"clip.checkpoint={clip.checkpoint}: {checkpoint} holds an image tower already; give one of the two."
         )
+    if model.finetune:
+        require_choice("model.finetune", model.finetune, POLICIES)
     weights = "none" if checkpoint is not None and clip.weights == "official" else clip.weights
     return CatSegPlan(
         backbone=clip.name,
@@ -63,4 +77,5 @@ def sliding_options(config: CatSegTestConfig) -> Optional[SlidingOptions]:
     require_choice("test.protocol", config.protocol, PROTOCOLS)
     if config.protocol == "whole":
         return None
-    return SlidingOptions(pair("test.size", config.size), config.window, config.overlap, config.global_view)
+    size = pair("test.size", config.size)
+    return _named("test", lambda: SlidingOptions(size, config.window, config.overlap, config.global_view))

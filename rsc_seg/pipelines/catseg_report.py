@@ -87,6 +87,7 @@ def _score_table(result: Mapping[str, Any], key: str, *, definitions: bool) -> T
     labelled = sum(1 for c in last["rows"] if c["pixels"])
     images = f"{last['images']} image{'s' if last['images'] != 1 else ''}"
     about = f"{images}, {len(last['rows'])} classes of which {labelled} occur in the labels."
+    about += f" {capital(last['note'])}." if last.get("note") else ""  # results of earlier versions have none
     about += f" {DEFINITIONS}" if definitions else ""
     about += f" {_HELD_OUT_DEFINITION}" if held_out and definitions else ""
     return Table(_title(result, key), columns, rows, about, first="model")

@@ -51,6 +51,12 @@ def protocol_lines(config: TrainCatSegConfig, model: CatSeg) -> list[str]:
     return lines
 
 
+def part_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for every set that was scored on a part of its official split."""
+    last = {key: entry for row in rows for key, entry in row["sets"].items()}
+    return [f"{entry['title']}: {entry['note']}." for entry in last.values() if entry.get("note")]
+
+
 def rows_of(
     store: EvaluationStore, tests: Sequence[TaskSet], *, names: Mapping[Optional[int], str], note: str
 ) -> list[dict[str, Any]]:
@@ -120,7 +126,7 @@ def write_result(
     result = {
         "kind": "eval" if training is None else "train",
         "rows": rows,
-        "protocol": protocol_lines(config, model),
+        "protocol": [*protocol_lines(config, model), *part_lines(rows)],
         "weights": dataclasses.asdict(info),
         "training": training,
         "command": command_line(),

@@ -21,8 +21,10 @@ from rsc_seg.files import atomic_write
 
 _log = logging.getLogger(__name__)
 Counts = Callable[[Any], dict[str, Any]]
-_PACKAGES = ("rsc-seg", "torch", "torchvision", "timm", "open_clip_torch", "detectron2", "lightning-fabric", "xformers")
-_PACKAGES += ("numpy", "pillow")
+_PACKAGES = (
+    *("rsc-seg", "torch", "torchvision", "timm", "open_clip_torch", "detectron2"),
+    *("lightning-fabric", "xformers", "numpy", "pillow"),
+)
 _MADE = ("config.yaml", "run.json", "metrics.jsonl", "tensorboard", "wandb", "cache", "checkpoints")
 
 

@@ -113,6 +113,7 @@ def _run(
     model: CatSeg,
     images: Sequence[Tensor],
     text: Float[Tensor, "T P E"],
+    *,
     sizes: Sequence[Size] | None,
     sliding: SlidingOptions | None,
     view_batch: int,
@@ -165,7 +166,7 @@ def predict_probabilities(
     evaluation mode. Several images at once give what each gives alone.
     """
     text, out = _embedded(model, classes), []
-    for pending in _run(model, images, text, sizes, sliding, view_batch):
+    for pending in _run(model, images, text, sizes=sizes, sliding=sliding, view_batch=view_batch):
         kept = pending.logits.kept()
         maps = pending.logits.values.new_zeros(len(text), *pending.size, dtype=torch.float32)
         for numbers in kept.split(model.options.class_chunk):
@@ -191,7 +192,7 @@ def predict_labels(
     never computed. `text`: embeddings of `names` where they are at hand.
     """
     text, out = model.embed_classes(names) if text is None else text, []
-    for pending in _run(model, images, text, sizes, sliding, view_batch):
+    for pending in _run(model, images, text, sizes=sizes, sliding=sliding, view_batch=view_batch):
         best = torch.full(pending.size, -1.0, device=text.device)
         labels = torch.zeros(pending.size, dtype=torch.long, device=text.device)
         for numbers in pending.logits.kept().split(model.options.class_chunk):

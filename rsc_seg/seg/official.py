@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,15 +10,14 @@ from timm.models.eva import Eva
 from torch import Tensor
 
 from rsc_seg.errors import UserError
-from rsc_seg.files import atomic_write
-from rsc_seg.models.checkpoint_files import read_checkpoint, unwrap
-from rsc_seg.models.safetensors_file import save_tensors
+from rsc_seg.models.checkpoint_files import unwrap
 from rsc_seg.seg.model import CatSeg
 from rsc_seg.seg.projections import joined_state, split_state
 from rsc_seg.seg.spatial import BETWEEN_ZONES, Windows, window_biases
 
 log = logging.getLogger(__name__)
 
+LOAD_AS_TRAINED = "give clip.name and model.* as they were in its training (config.yaml beside it where it is a run's)"
 PREDICTOR = "sem_seg_head.predictor."
 _CLIP, _AGGREGATOR = f"{PREDICTOR}clip_model.", f"{PREDICTOR}transformer."
 _VISUAL = (
@@ -97,6 +95,11 @@ def official_state(model: CatSeg) -> dict[str, Tensor]:
     bias = model.state_dict().get(_HEAD_BIAS)
     if bias is not None and bool(bias.any()):
         raise UserError("image tower: its projection has a bias, for which the official code has no place.")
+    return _named(model)
+
+
+def _named(model: CatSeg) -> dict[str, Tensor]:
+    """What of a model has an official name, under it."""
     result = {}
     for key, value in _own_state(model).items():
         name = _official_name(key)
@@ -140,18 +143,22 @@ def state_differences(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
 def load_official(model: CatSeg, content: Any, where: str) -> None:
     """Loads the content of an official checkpoint (`read_checkpoint`) into `model`, strictly by name and shape.
 
-    Window masks in the file are passed over: they follow from the grid. Raises UserError beginning with `where` that
-    names up to three lacking, unknown or misshapen tensors of each kind, or values that are not finite; the model is
-    then as it was.
+    Window masks in the file are passed over: they follow from the grid. A guide of the model stays as it is, for which
+    these checkpoints have no place. Raises UserError beginning with `where` that names up to three lacking, unknown or
+    misshapen tensors of each kind, or values that are not finite; the model is then as it was.
     """
     held = unwrap(content, where)
-    wanted = official_state(model)
+    if isinstance(model.encoder.trunk, Eva):
+        raise UserError(
+            f"{where}: a Cat-Seg on one of CLIP's own ViTs, not on {model.encoder.name}; {LOAD_AS_TRAINED}."
+        )
+    wanted = _named(model)
     found = state_differences(held, wanted)
     if found:
         size = "x".join(map(str, model.options.grid))
         raise UserError(
             f"{where}: not a checkpoint of Cat-Seg with {model.encoder.name} ({size} tokens): {'; '.join(found)}; "
-            "choose the configuration that it was trained with."
+            f"{LOAD_AS_TRAINED}."
         )
     broken = [name for name in wanted if name in held and not torch.isfinite(held[name]).all()]
     if broken:
@@ -170,17 +177,3 @@ def load_official(model: CatSeg, content: Any, where: str) -> None:
         split[_HEAD_BIAS] = torch.zeros_like(own[_HEAD_BIAS])
     model.load_state_dict({**own, **split}, strict=True)
     log.info("%s: %d tensors loaded", where, len(held))
-
-
-def load_official_file(model: CatSeg, path: Path) -> None:
-    """`load_official` for a file: a detectron2 checkpoint, a plain state dict, or .safetensors."""
-    load_official(model, read_checkpoint(path), str(path))
-
-
-def save_official(model: CatSeg, path: Path) -> None:
-    """Writes a file that the official code loads: `.pth` as detectron2 keeps weights, or `.safetensors`."""
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in official_state(model).items()}
-    if path.suffix == ".safetensors":
-        atomic_write(path, lambda file: save_tensors(file, state))
-    else:
-        atomic_write(path, lambda file: torch.save({"model": state}, file))

@@ -1,7 +1,7 @@
 """A whole Cat-Seg in one file: under the official names where it has such a form, else under our own; read strictly."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from rsc_seg.errors import UserError
 from rsc_seg.files import atomic_write, sha256_of
 from rsc_seg.models.checkpoint_files import read_checkpoint, unwrap
 from rsc_seg.seg.model import CatSeg
-from rsc_seg.seg.official import PREDICTOR, load_official, official_state, state_differences
+from rsc_seg.seg.official import LOAD_AS_TRAINED, PREDICTOR, load_official, official_state, state_differences
 from rsc_seg.seg.projections import joined_state, split_state
 
 log = logging.getLogger(__name__)
 
+_GUIDE = ("guide.", "aggregator.guide.")
 _RANDOM_LOGGERS = ("rsc_seg.models.weights", "rsc_seg.models.text_weights")
 
 
@@ -35,7 +36,8 @@ def whole_state(model: CatSeg) -> dict[str, Tensor]:
 def load_whole(model: CatSeg, path: Path) -> str:
     """Loads a file of either form and returns what it is, for records: name and the beginning of its SHA-256.
 
-    Strict by name and shape. Raises UserError that names what is lacking, unknown or misshapen, values that are not
+    Strict by name and shape, but that a file without a guide may go into a model with one: its part begins at zero, and
+    the model as the one without. Raises UserError that names what is lacking, unknown or misshapen, values that are not
     finite, or a file that cannot be read; the model is then as it was.
     """
     content = read_checkpoint(path)
@@ -44,16 +46,24 @@ def load_whole(model: CatSeg, path: Path) -> str:
         load_official(model, held, str(path))
     else:
         _load_own(model, held, path)
+    if model.guide is not None and not _has_guide(held):
+        log.info("%s: holds no guide; it begins without a say, and the model as the one without it", path)
     return f"{path.name} sha256 {sha256_of(path)[:12]}"
+
+
+def _has_guide(held: Iterable[str]) -> bool:
+    return any(name.startswith(_GUIDE) for name in held)
 
 
 def _load_own(model: CatSeg, held: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
-    found = state_differences(held, joined_state(own))
+    wanted = joined_state(own)
+    if not _has_guide(held):
+        held = {name: value for name, value in wanted.items() if name.startswith(_GUIDE)} | held
+    found = state_differences(held, wanted)
     if found:
         raise UserError(
-            f"{path}: not a checkpoint of Cat-Seg with {model.encoder.name}: {'; '.join(found)}; choose the "
-            "configuration that it was trained with."
+            f"{path}: not a checkpoint of Cat-Seg with {model.encoder.name}: {'; '.join(found)}; {LOAD_AS_TRAINED}."
         )
     broken = [name for name, value in held.items() if not torch.isfinite(value).all()]
     if broken:

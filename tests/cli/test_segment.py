@@ -14,8 +14,8 @@ from rsc_seg.config_catseg import ClipConfig, SegmentConfig
 from rsc_seg.pipelines.catseg_plan import catseg_plan, sliding_options
 from rsc_seg.seg.build import build_catseg
 from rsc_seg.seg.inference import predict_labels
-from rsc_seg.seg.official import save_official
 from tests.pipelines.test_segment import TINY, put
+from tests.seg.tiny import save_model
 
 NAMES = ["--classes", "cat, green grass, sky"]
 
@@ -49,7 +49,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(SegmentConfig, None, [*TINY, "run.seed=7"])
     model, _ = build_catseg(catseg_plan(config.clip, config.model, seed=7))
     path = tmp_path_factory.mktemp("weights") / "model_tiny.pth"
-    save_official(model, path)
+    save_model(model, path)
     return path
 
 
@@ -135,7 +135,7 @@ def test_what_a_run_says_about_its_weights_travels_on(tmp_path: Path, weights: P
     run_folder.mkdir()
     config = load_config(SegmentConfig, None, [*TINY, "run.seed=7"])
     model, _ = build_catseg(catseg_plan(config.clip, config.model, seed=7))
-    save_official(model, run_folder / "catseg.safetensors")
+    save_model(model, run_folder / "catseg.safetensors")
     beside = run_folder / "catseg_weights.json"
     argv = [image, *NAMES, *TINY, "--weights", run_folder / "catseg.safetensors", "--output-dir", tmp_path / "out"]
     for text, licence, note in (
@@ -181,5 +181,5 @@ def test_bad_input_is_one_line(tmp_path: Path, weights: Path, capsys: pytest.Cap
     refused(capsys, [*random, *NAMES, "clip.weights=official"], "--weights: no trained Cat-Seg given", "clip.weights=")
     refused(capsys, [*random, *NAMES, "--weights", tmp_path / "no.pth"], "no.pth")
     sized = [*random, *NAMES, "--weights", weights, "model.hidden=32"]
-    refused(capsys, sized, "model_tiny.pth: not a checkpoint of Cat-Seg", "must be (32", "choose the configuration")
+    refused(capsys, sized, "model_tiny.pth: not a checkpoint of Cat-Seg", "must be (32", "give clip.name and model.*")
     assert not (tmp_path / "none").exists()

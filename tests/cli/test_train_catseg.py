@@ -19,8 +19,10 @@ from rsc_seg.config import load_config
 from rsc_seg.config_catseg import TrainCatSegConfig
 from rsc_seg.d2 import trainer
 from rsc_seg.models.registry import find_backbone
+from rsc_seg.models.safetensors_file import save_tensors
 from rsc_seg.models.weights import random_state, save_encoder
 from rsc_seg.models.weights_info import info_of_row
+from rsc_seg.pipelines import catseg
 from tests.d2.sets import NAMES, write_set
 from tests.d2.training import equal
 
@@ -250,15 +252,30 @@ def test_a_broken_tower_is_refused(
         (["test.check=maybe"], "test.check=maybe: must be one of"),
         (["data.test=[]"], "name at least one set"),
         (["data.test=[scenes_val,scenes_val]"], "none twice"),
+        (["data.test=[scenes_val,scenes_val_sem_seg]"], "none twice"),
+        (["data.limit=0"], "data.limit=0: must be 1 or more"),
+        (["data.test_limit=0"], "data.test_limit=0: must be 1 or more"),
+        (["data.workers=-1"], "data.workers=-1: must be 0 or more"),
+        (["data.crop=[0,10]"], "data.crop=[0, 10]: give height and width"),
+        (["data.min_size=[]"], "data.min_size=[]: give at least one size"),
+        (["model.pool=9"], "error: model.pool=9, eval_pool=1: must not exceed the grid"),
+        (["test.protocol=sliding", "test.window=999"], "error: test.window=999: must be from 1 to the sides"),
+        (["--resume"], "run: no run there to go on with"),
         (["data.test=[scenes_vol]"], "scenes_val"),
         (["solver.clip_nrm=1"], "solver.clip_norm"),
-        (["model.finetune=everything"], "finetune=everything: must be one of"),
+        (["model.finetune=everything"], "error: model.finetune=everything: must be one of"),
         (["--weights", "student.pth", "clip.checkpoint=x"], "student.pth: no such file"),
     ],
 )
 def test_one_line_for_what_cannot_be_done(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: Sequence[str], said: str
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: Sequence[str],
+    said: str,
 ) -> None:
+    monkeypatch.delattr(catseg, "build_catseg")  # no model is built before it is known
     assert call(root, tmp_path / "run", *given) == 2
     assert said in error(capsys) and not (tmp_path / "run").exists()
 
@@ -270,6 +287,87 @@ def test_numbers_that_are_not_finite_end_the_run(
     said = error(capsys)
     assert "step 2: loss nan" in said and "No weight was changed by this step" in said
     assert (tmp_path / "run" / "metrics.jsonl").is_file() and not (tmp_path / "run" / "catseg.json").exists()
+
+
+def test_weights_that_are_not_finite_are_neither_kept_nor_scored(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # the only step: its loss and gradient are in order
+    assert call(root, tmp_path / "run", "solver.lr=1e39", "solver.max_iter=1", "test.every=0") == 2
+    said = error(capsys)
+    assert "step 1: the weights became not finite, such as model." in said and "with a lower solver.lr" in said
+    left = {path.name for path in (tmp_path / "run").rglob("*")}
+    assert "config.yaml" in left and not left & {"catseg.safetensors", "catseg.json", "step_00000001.pt", "evaluation"}
+
+
+def test_a_part_of_a_set_is_told_wherever_its_scores_stand(
+    trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--eval-only", "--weights", str(trained / "catseg.safetensors"), "data.test=[ade20k_150_val,scenes_val]"]
+    given += ["data.test_limit=3"]
+    assert call(root, tmp_path / "eval", *given) == 0
+    note = "3 of 2000 images: a part of the set; scores compare with no published ones"
+    written = capsys.readouterr()
+    assert f"ade20k_150_val: {note}" in written.err and written.out.count(note) == 1
+    found = result(tmp_path / "eval")
+    assert [found["rows"][0]["sets"][name]["note"] for name in ("ade20k_150_val", "scenes_val")] == [note, ""]
+    assert found["protocol"][-1] == f"ADE20K-150 val: {note}."
+    assert (tmp_path / "eval" / "report.html").read_text(encoding="utf-8").count(note) == 2  # summary and table
+
+
+def test_an_image_without_labels_is_told(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = write_set(tmp_path / "set", train=2, val=3)
+    (own / "ADEChallengeData2016" / "annotations_detectron2" / "validation" / "val1.png").unlink()
+    assert call(own, tmp_path / "run", "--eval-only") == 2
+    assert "val1.png: no such labels; 1 of 3 images" in error(capsys)
+
+
+def test_the_same_weights_at_another_path_are_the_same(
+    trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, again, other = trained / "catseg.safetensors", tmp_path / "again.safetensors", tmp_path / "o.safetensors"
+    again.write_bytes(weights.read_bytes())
+    held = load_file(weights)
+    held["upsample1.bias"] += 1
+    save_tensors(other, held)
+    given = ["--eval-only", "--resume", "--weights"]  # of which --resume has no say
+    assert call(root, tmp_path / "eval", *given, str(weights)) == 0
+    done = tmp_path / "eval" / "evaluation" / "weights" / "scenes_val.json"
+    when = done.stat().st_mtime_ns
+    assert call(root, tmp_path / "eval", *given, str(again)) == 0 and done.stat().st_mtime_ns == when
+    capsys.readouterr()
+    assert call(root, tmp_path / "eval", *given, str(other)) == 2
+    assert "holds the evaluation of other weights" in error(capsys)
+
+
+def test_a_run_goes_on_from_weights_that_moved(
+    trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, moved = tmp_path / "start.safetensors", tmp_path / "moved.safetensors"
+    start.write_bytes((trained / "catseg.safetensors").read_bytes())
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        assert call(root, tmp_path / "run", "--weights", str(start)) == 130
+    start.rename(moved)
+    assert call(root, tmp_path / "run", "--resume") == 2
+    assert "began with it; give the same file as --weights" in error(capsys)
+    assert call(root, tmp_path / "run", "--resume", "--weights", str(moved)) == 0
+
+
+def test_a_whole_cat_seg_is_no_image_tower(
+    trained: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(root, tmp_path / "run", f"clip.checkpoint={trained / 'catseg.safetensors'}") == 2
+    said = error(capsys)
+    assert "catseg.safetensors: a whole Cat-Seg" in said and "--weights" in said and "catseg.json" not in said
+
+
+def test_a_guide_is_added_to_a_finished_model(trained: Path, root: Path, tmp_path: Path) -> None:
+    guided = ["--eval-only", "--weights", str(trained / "catseg.safetensors")]
+    guided += ["model.guide={name: dinov2_tiny14, weights: none}"]
+    assert call(root, tmp_path / "guided", *guided) == 0
+    one, two = (result(folder)["rows"][-1]["sets"]["scenes_val"] for folder in (trained, tmp_path / "guided"))
+    assert one["scores"]["miou_present"] == pytest.approx(two["scores"]["miou_present"], abs=1e-6)
 
 
 def test_a_run_that_fails_at_once_leaves_nothing(

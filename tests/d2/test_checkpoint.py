@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from rsc_seg.config_catseg import CatSegDataConfig
-from rsc_seg.d2.checkpoint import TrainingState, checkpoint_path, last_step, load_checkpoint, save_checkpoint
+from rsc_seg.d2.checkpoint import (
+    TrainingState,
+    checkpoint_path,
+    last_step,
+    load_checkpoint,
+    not_finite,
+    save_checkpoint,
+)
 from rsc_seg.d2.trainer import CatSegTrainer
 from rsc_seg.errors import UserError
 from tests.d2.sets import options, write_set
@@ -94,3 +101,23 @@ def test_weights_that_do_not_train_belong_to_the_run(data: CatSegDataConfig, tmp
     assert TrainingState(trainer.inner, trainer.optimizer, trainer.scaler).frozen == digest
     frozen.data += 1
     assert TrainingState(trainer.inner, trainer.optimizer, trainer.scaler).frozen != digest
+
+
+def test_tensors_that_are_not_finite_are_named() -> None:
+    held = {
+        "a": torch.ones(3),
+        "b": torch.tensor([1.0, -torch.inf]),
+        "c": torch.tensor([[torch.nan]]),
+        "d": torch.ones(2),
+    }
+    assert not_finite(held) == ["b", "c"] and not_finite({"d": torch.full((2,), 3e38)}) == [] == not_finite({})
+
+
+def test_a_poisoned_checkpoint_is_not_taken(trainer: CatSegTrainer, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, trainer.state)
+    content = torch.load(checkpoint_path(tmp_path, 1), weights_only=True)
+    name = next(iter(content["model"]))
+    content["model"][name].flatten()[0] = torch.nan
+    torch.save(content, checkpoint_path(tmp_path, 1))
+    with pytest.raises(UserError, match=r"step_00000001\.pt: cannot be resumed from \(its values are not finite in "):
+        load_checkpoint(tmp_path, 1, trainer.state)

@@ -127,7 +127,8 @@ def test_the_result_is_plain_json(root: Path) -> None:
     data = options(root, classes=[], held_out=["sky"])
     result = scored(open_both(data)[1], data)
     found = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert set(found) == {"title", "images", "seconds", "classes", "scores", "seen", "unseen", "harmonic", "rows"}
+    known = {"title", "images", "note", "seconds", "classes", "scores", "seen", "unseen", "harmonic", "rows"}
+    assert set(found) == known and found["note"] == ""  # scenes are no part of anything
     assert set(found["scores"]) == {"miou_present", "miou_union", "macc", "pacc", "fwiou"}
     assert found["classes"] == 150 and found["rows"][2] == {
         "name": "sky",

@@ -85,8 +85,8 @@ def test_an_error_of_a_process_is_told_in_one_line(monkeypatch: pytest.MonkeyPat
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
-def two_processes(root: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
-    given = [*ARGS, f"data.root={root}", "--num-gpus", "2", "--output-dir", str(folder)]
+def two_processes(root: Path, folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    given = [*ARGS, f"data.root={root}", "--num-gpus", "2", "--output-dir", str(folder), *more]
     return subprocess.run(
         [sys.executable, "tools/train_catseg.py", *given],
         cwd=ROOT,
@@ -117,3 +117,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
     assert "train 3/3" in done.stderr and done.stderr.count("train 3/3") == 1
+    assert "FutureWarning" not in done.stderr
+
+
+def test_an_error_of_one_of_two_processes_is_all_that_is_said(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", train=4, val=2)
+    (root / "ADEChallengeData2016" / "images" / "validation" / "val1.jpg").write_bytes(b"no picture")
+    done = two_processes(root, tmp_path / "run", "--eval-only")
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert "val1.jpg" in done.stderr.rstrip().splitlines()[-1]
+    assert not any(word in done.stderr for word in ("Traceback", "FutureWarning", "resource_tracker"))

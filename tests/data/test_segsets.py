@@ -91,7 +91,31 @@ def test_pairs_need_the_preparation_and_every_image(tmp_path: Path) -> None:
         found.pairs(tmp_path)
     (images / "a.jpg").touch()
     (labels / ".b.png").touch()
+    with pytest.raises(
+        UserError, match=r"validation/b.png: no such labels; 1 of 2 images in .* run tools/prepare_data"
+    ):
+        found.pairs(tmp_path)
+    (images / "b.jpg").unlink()
     assert found.pairs(tmp_path) == [(images / "a.jpg", labels / "a.png")]
+
+
+def test_of_a_listed_split_labels_decide_and_its_size_is_told(tmp_path: Path) -> None:
+    assert {s.prepared_by for s in SEGSETS if s.listed} == {
+        "voc_20",
+        "voc_20b",
+        "pascal_context_59",
+        "pascal_context_459",
+    }
+    found = segset("voc_20_val")
+    images, labels = tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages", found.label_folder(tmp_path)
+    for path in (images / "a.jpg", images / "b.jpg", labels / "a.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert found.pairs(tmp_path) == [(images / "a.jpg", labels / "a.png")]
+    assert found.part(1) == "1 of 1449 images: a part of the set; scores compare with no published ones"
+    assert found.part(1449) == "" == segset("scenes_val").part(1)
+    context = segset("pascal_context_59_val")
+    assert context.part(5103).startswith("5103 of 5104 images") and context.part(5104) == context.part(5105) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import hashlib
+import logging
 import re
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from torch import Tensor
 from rsc_seg.errors import UserError
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.registry import find_backbone
+from rsc_seg.models.safetensors_file import save_tensors
 from rsc_seg.models.text import TextTower, text_shape
 from rsc_seg.models.trunk import create_trunk
 from rsc_seg.seg.model import CatSeg
-from rsc_seg.seg.official import load_official, load_official_file, official_state, save_official
+from rsc_seg.seg.official import load_official, official_state
 from rsc_seg.seg.policy import apply_policy
-from tests.seg.tiny import NAMES, photo, tiny_model
+from rsc_seg.seg.saved import load_whole, whole_state
+from tests.seg.tiny import NAMES, photo, save_model, tiny_model
 
 # names and shapes of the official models' state dicts, window masks included, sorted, "name 1x2x3" a line
 LAYOUTS = {
@@ -56,9 +59,9 @@ def test_there_and_back_gives_the_same_model(tmp_path: Path) -> None:
         assert (second(image, NAMES)["logits"] - wanted).abs().max() > 1e-2
         for suffix in ("pth", "safetensors"):
             path = tmp_path / f"model.{suffix}"
-            save_official(first, path)
+            save_model(first, path)
             other = tiny_model(seed=5)
-            load_official_file(other, path)
+            load_whole(other, path)
             assert torch.equal(other(image, NAMES)["logits"], wanted)
     saved = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
     assert all(torch.equal(saved[key], value) for key, value in official_state(first).items())
@@ -110,3 +113,28 @@ def test_what_the_official_code_does_not_know_has_no_official_form() -> None:
     biased.encoder.trunk.head.bias.data += 1
     with pytest.raises(UserError, match="its projection has a bias"):
         official_state(biased)
+
+
+@pytest.mark.parametrize("name", ["clip_tiny16", "evaclip_tiny16"])
+def test_a_guide_joins_a_model_that_was_saved_without_one(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, guided, path = tiny_model(name), tiny_model(name, seed=5, guide=True), tmp_path / "catseg.safetensors"
+    guided.aggregator.guide.bias.data.zero_()  # as a new one, which the tests' models are not
+    save_tensors(path, {key: value.clone() for key, value in whole_state(plain).items()})
+    with caplog.at_level(logging.INFO, "rsc_seg"):
+        load_whole(guided, path)
+    assert f"{path}: holds no guide" in caplog.text
+    with torch.no_grad():
+        one, two = (model([photo(64, 64)], NAMES)["logits"] for model in (plain, guided))
+    torch.testing.assert_close(one, two)
+    save_tensors(path, {key: value.clone() for key, value in whole_state(guided).items()})
+    with pytest.raises(UserError, match=r"catseg.safetensors: .* has unknown .*guide.*; give clip.name and model\.\*"):
+        load_whole(plain, path)
+    load_whole(tiny_model(name, guide=True), path)
+
+
+def test_a_cat_seg_on_clip_does_not_go_onto_another_tower(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"model.pth: a Cat-Seg on one of CLIP's own ViTs, not on evaclip_tiny16; give"):
+        load_whole(tiny_model("evaclip_tiny16"), tmp_path / "model.pth")

@@ -13,9 +13,8 @@ from rsc_seg.models.weights import random_state, save_encoder
 from rsc_seg.models.weights_info import info_of_row
 from rsc_seg.seg.build import CatSegPlan, build_catseg
 from rsc_seg.seg.model import CatSeg
-from rsc_seg.seg.official import save_official
 from rsc_seg.seg.towers import check_alive, check_tower, zero_shot
-from tests.seg.tiny import NAMES, TINY, photo, tiny_model
+from tests.seg.tiny import NAMES, TINY, photo, save_model, tiny_model
 
 PLAN = CatSegPlan(backbone="clip_tiny16", weights="none", text="none", options=TINY)
 
@@ -91,7 +90,7 @@ def test_versions_checkpoints_and_guides(tmp_path: Path) -> None:
     assert vanilla.encoder.last_block == "value"
     assert not any(p.requires_grad for p in vanilla.text.parameters())
     assert vanilla.encoder.trunk.pos_embed.requires_grad
-    save_official(tiny_model(seed=4), tmp_path / "whole.pth")
+    save_model(tiny_model(seed=4), tmp_path / "whole.pth")
     whole, _ = build_catseg(CatSegPlan(**{**vars(PLAN), "checkpoint": str(tmp_path / "whole.pth")}))
     assert torch.equal(whole.aggregator.conv1.weight, tiny_model(seed=4).aggregator.conv1.weight)
     guide = BackboneConfig(name="dinov2_tiny14", weights="none")

@@ -1,6 +1,7 @@
 """A Cat-Seg of four blocks on a small grid, and pictures for it."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.models.registry import find_backbone
+from rsc_seg.models.safetensors_file import save_tensors
 from rsc_seg.models.text import TextTower, text_shape
 from rsc_seg.models.trunk import create_trunk
 from rsc_seg.models.weights import random_state
 from rsc_seg.seg.model import CatSeg
+from rsc_seg.seg.official import official_state
 from rsc_seg.seg.options import CatSegOptions
 
 NAMES = ["cat", "grass", "sky, heaven", "wooden chair", "road"]
@@ -50,6 +53,15 @@ def tiny_model(name: str = "clip_tiny16", seed: int = 0, guide: bool = False, **
         if model.encoder.row.activation != "swiglu":
             model.encoder.trunk.head.bias.data.zero_()
     return model.eval()
+
+
+def save_model(model: CatSeg, path: Path) -> None:
+    """A file of the official form: `.pth` as detectron2 keeps weights, or `.safetensors`."""
+    state = {name: value.detach().clone().contiguous() for name, value in official_state(model).items()}
+    if path.suffix == ".safetensors":
+        save_tensors(path, state)
+    else:
+        torch.save({"model": state}, path)
 
 
 def photo(height: int, width: int, seed: int = 0) -> Tensor:
