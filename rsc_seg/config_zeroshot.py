@@ -15,6 +15,7 @@ class RegionsConfig:
     min_area: float = 64.0  # pixels of a segment's box in the original picture; smaller ones are left out
     max_area: float = 1048576.0  # and larger ones, too
     no_pixels: str = "skip"  # skip (segments without a pixel: named once, counted, left out) | fatal
+    empty_masks: str = "wrong"  # wrong | official (ranked by torch.topk of equal similarities, docs/regions_eval.md)
     prompts: str = "clipself"  # see docs/text.md; or a file of templates
     text_weights: Optional[str] = None  # official | none | a file of a whole CLIP; null: backbone.weights
     embeddings: Optional[str] = None  # .npy (classes, width) instead of a text tower, classes by ascending id

@@ -130,7 +130,8 @@ def _measure(job: Job, out: Path, setup: Setup, files: Mapping[str, Any]) -> Fin
         return Finished(job, folder, held, kept=True)
     start = time.perf_counter()
     result = _run_job(job, folder, setup)
-    save_json({"key": key, "seconds": round(time.perf_counter() - start, 1)}, folder / STATE)
+    seconds = round(time.perf_counter() - start, 1)
+    save_json({"key": key, "seconds": seconds, "seconds_of": "the last call"}, folder / STATE)
     return Finished(job, folder, result, kept=False)
 
 

@@ -195,6 +195,7 @@ TARGETS = (
 )
 # as CAUSE's released code makes the published rows: labels reach its head, see docs/cause.md
 _PUBLISHED_CAUSE = {"cause.probe_grad": "released", "score.flip": True}
+_NO_SCENES = "pascal_context_59"  # the embedded scenes have no such layout
 _NEEDS_TEXT = ("regions", "maskclip")
 
 
@@ -282,12 +283,18 @@ def make_plan(setup: Setup) -> tuple[list[Job], list[NotRun]]:
         try:
             found = target.find(setup.root)
         except UserError as e:
-            missing.append(NotRun(*about, str(e), target.set))
+            reason = str(e)
+            if setup.scenes and target.set == _NO_SCENES:
+                reason = "the embedded scenes have no layout of this set; prepare the set itself and give --data-root"
+            missing.append(NotRun(*about, reason, target.set))
             continue
         jobs.append(_job(target, setup, found, row.patch_size))
     if not jobs:
         told = "; ".join(f"{m.key}: {m.reason}" for m in missing)
-        raise UserError(
-            f"{setup.root}: nothing can be measured there. {told}. Or run on the embedded scenes: --scenes."
+        advice = (
+            ""
+            if setup.scenes or all(m.set == _NO_SCENES for m in missing)
+            else " Or run on the embedded scenes: --scenes."
         )
+        raise UserError(f"{setup.root}: nothing can be measured there. {told}.{advice}")
     return jobs, missing

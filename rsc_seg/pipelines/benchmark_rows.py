@@ -19,6 +19,7 @@ SAME, OTHER, NOTHING = "yes, as far as the paper says", "no", "the paper has no 
 NO_TABLE = "–"
 COCO_TRAIN = 118287
 UNKNOWN = "unknown method"
+NO_METHOD = "method unknown"
 METRICS = {
     "boxes_top1": "Boxes top-1",
     "boxes_top5": "Boxes top-5",
@@ -179,6 +180,13 @@ def _weights_reasons(method: str, weights: Mapping[str, Any], paper: Optional[Pa
     return reasons
 
 
+def _why_unknown(entry: Mapping[str, Any]) -> list[str]:
+    """Why nobody can say which of the paper's methods made an encoder."""
+    file = f"{_last(str(entry['name']).partition(',')[0])}.json"
+    held = (entry["weights"].get("training") or {}) != {}
+    return [f"{NO_METHOD}: " + (f"{file} names no known objective" if held else f"no {file} beside it")]
+
+
 def _last(path: Any) -> str:
     return str(path).rstrip("/").rpartition("/")[2]
 
@@ -205,6 +213,8 @@ def _row(
     reasons += changed_options(job, result) if paper is not None else []
     if job.measure == "cause" and "crf" not in headline_row(entry["scores"]):
         reasons.append("no CRF, which CAUSE's published rows have")
+    reasons = _why_unknown(entry) if method == UNKNOWN else [] if paper is None else reasons
+    without = NO_METHOD if method == UNKNOWN else NOTHING
     notes = [entry["note"], f"scores: {ROWS[headline_row(entry['scores'])]}" if job.measure == "cause" else ""]
     return BenchmarkRow(
         table=NO_TABLE if table is None else table.name,
@@ -216,8 +226,8 @@ def _row(
         paper_encoder="" if paper is None else f"{paper.backbone}, {_paper_method(paper)}",
         ours={key: scores.get(key) for key in metrics},
         paper={} if paper is None else dict(paper.numbers),
-        same=NOTHING if paper is None else OTHER if reasons else SAME,
-        reasons=[] if paper is None else reasons,
+        same=without if paper is None else OTHER if reasons else SAME,
+        reasons=reasons,
         unstated=list(table.unstated) if table is not None and paper is not None else [],
         note="; ".join(note for note in notes if note),
         table_note="" if table is None else table.note,

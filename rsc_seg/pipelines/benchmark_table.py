@@ -110,7 +110,8 @@ def _page_table(name: str, rows: Sequence[BenchmarkRow]) -> Table:
         cells: dict[str, Cell | float | None] = {"same": Cell(None, text=_short(row.same))}
         cells |= {key: _beside(row, key) for key in row.ours}
         beside = f"the paper's row is {row.paper_encoder}" if row.paper_encoder else ""
-        why = f"Not the same setting: {'; '.join(row.reasons)}" if row.reasons else ""
+        told = "; ".join(row.reasons)
+        why = f"Not the same setting: {told}" if told and row.paper else told
         note = ". ".join(text for text in (beside, why, row.note) if text)
         found.append(Row(f"{row.encoder} ({row.method})" if row.method != "untuned" else row.encoder, cells, note))
     caption = [f"The paper does not say: {'; '.join(first.unstated)}." if first.unstated else "", first.table_note]

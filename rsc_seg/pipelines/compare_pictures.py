@@ -50,6 +50,14 @@ def _measured_students(runs: Sequence[Run], reference: Run) -> tuple[list[Run], 
     return kept, notes
 
 
+def _without_maps(runs: Sequence[Run]) -> list[str]:
+    """A sentence on the measured runs that have no student of their own, such as evaluations."""
+    names = [run.name for run in runs if run.measures and not (run.folder / STUDENT).is_file()]
+    if not names:
+        return []
+    return [f"No maps of {', '.join(names)}: maps are of runs that keep their student, evaluations have none."]
+
+
 def _maps(runs: Sequence[Run], count: int, device_name: str) -> tuple[list[FigureGroup], dict[str, str]]:
     first = runs[0]
     measured = first.results["probe.json"]
@@ -82,6 +90,7 @@ def student_maps(
     if count < 1:
         return [], {}, []
     able, notes = _measured_students(runs, reference)
+    notes = [*notes, *_without_maps(runs)]
     if not able:
         return [], {}, notes
     try:

@@ -34,7 +34,7 @@ from rsc_seg.viz.report import write_report
 _log = logging.getLogger(__name__)
 CLASSES, CURVES, CONTEXTS = "Classes", "Training curves", "Over the number of contexts"
 _MOST_LINES = 6  # of one chart: as many as the colours tell apart
-_MOST_CHANGES = 4  # numbers of one sentence
+_MOST_CHANGES = 6  # numbers of one sentence: top-1 and top-5 of boxes, things and stuff
 _NOISE = (
     "A row is one run unless its note says otherwise: how much another training seed would change it is not known, and "
     "a small difference between two runs shows nothing."
@@ -129,7 +129,9 @@ def summary_lines(found: Comparison) -> list[str]:
                 if change is not None
             ]
             if told:
-                sentences.append(f"{heading}: {line.name} against {start.name}: {', '.join(told[:_MOST_CHANGES])}.")
+                more = f", and {len(told) - _MOST_CHANGES} more in the table" if len(told) > _MOST_CHANGES else ""
+                shown = ", ".join(told[:_MOST_CHANGES])
+                sentences.append(f"{heading}: {line.name} against {start.name}: {shown}{more}.")
     return sentences
 
 

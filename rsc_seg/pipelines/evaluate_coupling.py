@@ -99,10 +99,13 @@ def remarks(config: EvaluateCouplingConfig, summary: Mapping[str, Any]) -> list[
     if fit == "pad":
         left = "left out" if options.padding == "exclude" else "taken with the others"
         padded = f", tokens of the padding {left}"
+    fewer = ""
+    if options.pairs is not None and summary["pairs"] < options.pairs:
+        fewer = f" Fewer than coupling.pairs={options.pairs}: there are no more."
     return [
         f"{summary['pairs']} pairs of pictures at {height}x{width} (data.fit={fit}{padded}), each pair {width * 2} "
         f"wide; seed {config.run.seed}; precision {config.run.precision}. 1 is no coupling; the tokens of all pairs "
-        "together.",
+        f"together.{fewer}",
         "Mean of ratios is Eq. 15 as printed, which single denominators near zero rule; stable mean leaves out those "
         f"below {options.floor:g} (coupling.floor), {100 * summary['below_floor']:.2g} % of the first row's tokens.",
     ]
@@ -176,6 +179,7 @@ def run_coupling(
     result = {
         "data": data.root or data.kind,
         "pictures": len(images),
+        "pairs": rows[0]["scores"]["pairs"],
         "units": "ratios and cosines as they are",
         "rows": rows,
         "remarks": remarks(config, rows[0]["scores"]),

@@ -58,6 +58,7 @@ def region_options(config: EvaluateRegionsConfig) -> RegionOptions:
         min_area=regions.min_area,
         max_area=regions.max_area,
         skip_no_pixels=regions.no_pixels == "skip",
+        empty_masks=regions.empty_masks,
         batch_size=regions.batch_size,
         workers=config.data.workers,
         save_every=regions.save_every,
@@ -80,14 +81,17 @@ def remarks(config: EvaluateRegionsConfig, source: PanopticRegions, scores: Sequ
     rule = config.regions.mask_resize
     how = "without antialiasing" if rule == "plain" else "with antialiasing"
     empty, things = int(counts.by_class["empty_masks"].sum()), sum(category.thing for category in source.categories)
-    left = counts.left_out
+    left, outside = counts.left_out, int(counts.by_class["outside_boxes"].sum())
+    ranked = "counted wrong" if config.regions.empty_masks == "wrong" else "ranked by torch.topk as officially"
     lines = [
         f"{counts.pictures} pictures at {height}x{width}; masks to the token grid {how} (regions.mask_resize={rule}); "
         f"the nearest of all {len(source.categories)} classes ({things} things) for things and stuff alike.",
         f"Left out: {left['small']} segments with boxes below {config.regions.min_area:.15g} pixels, {left['large']} "
         f"above {config.regions.max_area:.15g}, {left['beyond']} beyond the first {config.regions.per_image} of a "
-        f"picture, {left['no_pixels']} without a pixel. Masks without a token, counted wrong: {empty}.",
+        f"picture, {left['no_pixels']} without a pixel. Masks without a token, {ranked}: {empty}.",
     ]
+    if outside:
+        lines.append(f"{outside} annotated boxes lie outside their pictures and stay in the count.")
     if config.regions.embeddings is None and (config.regions.text_weights or config.backbone.weights) == "none":
         lines.append("RANDOM TEXT WEIGHTS: every class embedding is meaningless, and so is every number.")
     if [category.id for category in source.categories] != vocab.load(COCO_CLASSES).ids:
@@ -132,6 +136,8 @@ def run_regions(config: EvaluateRegionsConfig, folder: Path, *, checkpoints: Seq
         row["delta"] = delta(row["scores"], rows[0]["scores"])
     result = {
         "pictures": len(source),
+        "empty_masks": int(scores[0].counts.by_class["empty_masks"].sum()),
+        "outside_boxes": int(scores[0].counts.by_class["outside_boxes"].sum()),
         "classes": [dataclasses.asdict(category) for category in source.categories],
         "units": "mean accuracy over the classes that have a region, in percent",
         "rows": rows,

@@ -61,12 +61,13 @@ def provenance(config: Any) -> dict[str, Any]:
 
 
 def encoder_facts(candidate: Candidate, seconds: float) -> dict[str, Any]:
-    """The row of an encoder, without its scores."""
+    """The row of an encoder, without its scores. `seconds`: of the last call, which may have gone on from counts."""
     return {
         "name": candidate.name,
         "note": candidate.note,
         "weights": dataclasses.asdict(candidate.info),
         "seconds": round(seconds, 1),
+        "seconds_of": "the last call",
     }
 
 

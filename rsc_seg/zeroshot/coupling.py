@@ -21,7 +21,7 @@ from rsc_seg.ops.coupling import coupling_cosines, coupling_ratio
 from rsc_seg.probe.coupling import sample_pairs
 from rsc_seg.probe.features import FeatureFn
 from rsc_seg.training.cache import cache_key
-from rsc_seg.zeroshot.records import StateFile
+from rsc_seg.zeroshot.records import StateFile, bounded
 from rsc_seg.zeroshot.stream import Progress, prefetched
 
 log = logging.getLogger(__name__)
@@ -244,11 +244,14 @@ def coupling_counts(
     options.check()
     wanted = len(images) // 2 if options.pairs is None else options.pairs
     pairs = sample_pairs(len(images), wanted, options.seed)
+    if len(pairs) < wanted:
+        log.warning("coupling.pairs=%d: %d pictures give %d pairs, which are measured", wanted, len(images), len(pairs))
     counts, record = CouplingCounts(), None
     if state is not None:
         device = next(encoder.parameters()).device.type
         key = cache_key(subject=subject.digest, source=source, options=options.what_counts(), device=device)
-        record = StateFile(state, key, parse=CouplingCounts.from_json, dump=CouplingCounts.to_json)
+        parse = bounded(CouplingCounts.from_json, lambda found: len(found.rows), len(pairs))
+        record = StateFile(state, key, parse=parse, dump=CouplingCounts.to_json)
         counts = record.read() or counts
         if counts.rows:
             log.info("%s: %d of %d pairs are in %s", subject.name, len(counts.rows), len(pairs), record.path)

@@ -22,7 +22,7 @@ from rsc_seg.models.encoder import DenseEncoder
 from rsc_seg.training.cache import cache_key, encoder_digest
 from rsc_seg.zeroshot.class_sets import ClassSet
 from rsc_seg.zeroshot.class_vectors import check_vectors
-from rsc_seg.zeroshot.records import StateFile
+from rsc_seg.zeroshot.records import StateFile, bounded
 from rsc_seg.zeroshot.stream import Progress, prefetched
 from rsc_seg.zeroshot.windows import Layout, best_classes, check_windows, view_layout, view_maps
 
@@ -175,7 +175,8 @@ def _record(
         options=options.what_counts(),
         device=embeddings.device.type,
     )
-    return StateFile(state, key, parse=MaskclipCounts.from_json, dump=MaskclipCounts.to_json)
+    parse = bounded(MaskclipCounts.from_json, lambda counts: counts.pictures, len(source))
+    return StateFile(state, key, parse=parse, dump=MaskclipCounts.to_json)
 
 
 def maskclip_counts(

@@ -1,6 +1,7 @@
 """Pictures with their panoptic segments, one by one, in COCO's layout; the embedded scenes have it, too."""
 
 import hashlib
+import json
 import math
 import shutil
 from collections import Counter
@@ -15,10 +16,10 @@ from PIL import Image
 from rsc_seg.cache_dir import cache_dir
 from rsc_seg.config import require_choice
 from rsc_seg.data import vocab
-from rsc_seg.data.coco import coco_panoptic, read_json
+from rsc_seg.data.coco import coco_panoptic, read_json, split_names
 from rsc_seg.data.segmentation import read_ids
 from rsc_seg.data.source import StoredImages, thinned
-from rsc_seg.data.storage import open_storage
+from rsc_seg.data.storage import Storage, open_storage
 from rsc_seg.errors import UserError
 
 KINDS = ("auto", "coco", "scenes")
@@ -135,12 +136,59 @@ def _box(row: dict[str, Any], where: str) -> Box:
     return x, y, width, height
 
 
+def _repeated(values: list[Any]) -> list[Any]:
+    """What occurs more than once, by its JSON text: a malformed value need not be hashable."""
+    texts = [json.dumps(value, sort_keys=True) for value in values]
+    return [values[texts.index(text)] for text, count in Counter(texts).items() if count > 1]
+
+
+def _explain(path: Path) -> None:
+    """Raises UserError for a segment, an annotation or a picture that is malformed, by its name."""
+    document = read_json(path, "panoptic annotations")
+    try:
+        images, annotations = document["images"], document["annotations"]
+        for key in ("id", "file_name"):
+            twice = _repeated([image[key] for image in images])
+            if twice:
+                raise UserError(f"{path}: the picture with {key} {twice[0]} is listed twice under images; remove one.")
+        known = [json.dumps(image["id"]) for image in images]
+        for annotation in annotations:
+            file = annotation["file_name"]
+            for number, row in enumerate(annotation["segments_info"], start=1):
+                _check_segment(row, f"{path}: segment", f"of {file}", number)
+    except (KeyError, TypeError, AttributeError):
+        return  # not this layout at all: said by the reader of the layout
+    ids = set(known)
+    for annotation in annotations:
+        if "image_id" not in annotation or json.dumps(annotation["image_id"]) not in ids:
+            raise UserError(
+                f"{path}: {annotation['file_name']} has image_id {annotation.get('image_id')}, which no picture under "
+                "images has; mend the file."
+            )
+    twice = _repeated([annotation["image_id"] for annotation in annotations])
+    if twice and len({a["file_name"] for a in annotations}) == len(annotations):
+        raise UserError(f"{path}: image_id {twice[0]} has more than one entry under annotations; join them.")
+
+
+def _check_segment(row: dict[str, Any], start: str, end: str, number: int) -> None:
+    for key in ("id", "category_id"):
+        name = row.get("id", f"number {number}")
+        if key not in row:
+            raise UserError(f"{start} {name} {end} has no {key}; mend the file.")
+        if not isinstance(row[key], int) or isinstance(row[key], bool):
+            what = "id" if key == "id" else f"category_id {row[key]}"
+            raise UserError(f"{start} {name} {end}: its {what} must be a whole number.")
+
+
+def _annotations_path(storage: Storage, split: str) -> Optional[Path]:
+    paths = (storage.root / "annotations" / f"panoptic_{name}.json" for name in split_names(split))
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _segments(annotation: dict[str, Any], by_id: dict[int, tuple[int, Category]], path: Path) -> tuple[Segment, ...]:
     file, found = annotation["file_name"], []
     for row in annotation["segments_info"]:
         where = f"{path}: segment {row['id']} of {file}"
-        if not isinstance(row["id"], int):
-            raise UserError(f"{where}: its id must be a whole number.")
         if row["category_id"] not in by_id:
             raise UserError(
                 f"{where} has category_id {row['category_id']}, which is none of the {len(by_id)} categories of this "
@@ -179,13 +227,17 @@ def open_panoptic_regions(
 
     `every` keeps each n-th picture and `limit` the first so many of those. Classes are those of the annotations, by
     ascending id; COCO's 133 where the file lists none. Raises UserError for a set without panoptic labels, pictures or
-    PNGs that are not there, an unknown category id, a segment listed twice or without a box.
+    PNGs that are not there, an unknown category id, a picture or a segment listed twice, a segment without id,
+    category_id or box, an image_id of no picture.
     """
     require_choice("data.kind", kind, KINDS)
     if kind == "auto":
         storage = open_storage(root)
         kind = "scenes" if storage.has("scenes.json") else "coco"
     storage = open_storage(_scenes_root(root) if kind == "scenes" else root)
+    described = _annotations_path(storage, split)
+    if described is not None:
+        _explain(described)
     images, maps, decode = coco_panoptic(storage, split)
     path = decode.path
     document = read_json(path, "panoptic annotations")

@@ -12,6 +12,19 @@ T = TypeVar("T")
 _FORMAT = 1
 
 
+def bounded(parse: Callable[[Any], T], size: Callable[[T], int], most: Optional[int]) -> Callable[[Any], T]:
+    """`parse` that refuses a state of a `size` below 0 or above `most`; null: no upper bound."""
+
+    def checked(value: Any) -> T:
+        state = parse(value)
+        held = size(state)
+        if held < 0 or (most is not None and held > most):
+            raise ValueError(f"it counts {held} where there are {most}")
+        return state
+
+    return checked
+
+
 class StateFile(Generic[T]):
     """One JSON file; `dump` makes what JSON can hold of a state, `parse` a state of that.
 

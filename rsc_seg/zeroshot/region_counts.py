@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rsc_seg.zeroshot.panoptic_regions import Category
-from rsc_seg.zeroshot.records import StateFile
+from rsc_seg.zeroshot.records import StateFile, bounded
 
 # kind of score: what is pooled, and whether of things or of stuff
 KINDS = {
@@ -21,14 +21,15 @@ KINDS = {
 }
 TOP = (1, 5)
 LEFT_OUT = ("small", "large", "beyond", "no_pixels")
-_ARRAYS = ("regions", "empty_masks", *(f"{what}_top{k}" for what in ("boxes", "masks") for k in TOP))
+_ARRAYS = ("regions", "empty_masks", "outside_boxes", *(f"{what}_top{k}" for what in ("boxes", "masks") for k in TOP))
 
 
 @dataclass
 class RegionCounts:
     """Counts so far: `by_class` holds one (T,) int64 vector for each of the arrays, `left_out` numbers of segments.
 
-    `regions`: classified segments. `empty_masks`: those whose mask has no token. `boxes_top1` and so on: right answers.
+    `regions`: classified segments. `empty_masks`: those whose mask has no token.
+    `outside_boxes`: those whose annotated box has no part in the picture. `boxes_top1` and so on: right answers.
     Left out: boxes below and above the allowed area, segments beyond the first `per_image`, segments without a pixel.
     """
 
@@ -58,6 +59,10 @@ class RegionCounts:
         for what, rank in ranks.items():
             for k in TOP:
                 self.by_class[f"{what}_top{k}"] += count(rank < k)
+
+    def add_outside(self, labels: Int[Tensor, " N"]) -> None:
+        """Counts regions, by their classes, whose annotated box has no part in the picture."""
+        self.by_class["outside_boxes"] += torch.bincount(labels, minlength=len(self.by_class["regions"]))
 
     def to_json(self) -> dict[str, Any]:
         """What JSON can hold."""
@@ -113,5 +118,6 @@ class RegionScores:
 class CountsFile(StateFile[RegionCounts]):
     """Counts of an unfinished or finished measure on disk, in a file named by the key of all that they depend on."""
 
-    def __init__(self, folder: Path, key: str) -> None:
-        super().__init__(folder, key, parse=RegionCounts.from_json, dump=RegionCounts.to_json)
+    def __init__(self, folder: Path, key: str, *, most: Optional[int] = None) -> None:
+        parse = bounded(RegionCounts.from_json, lambda counts: counts.pictures, most)
+        super().__init__(folder, key, parse=parse, dump=RegionCounts.to_json)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from rsc_seg.config import require_choice
 from rsc_seg.data.transforms import fit_image, normalize
 from rsc_seg.errors import UserError
 from rsc_seg.models.encoder import DenseEncoder
@@ -22,12 +23,13 @@ from rsc_seg.ops.regions import masks_to_grid, pool_boxes, pool_masks
 from rsc_seg.training.cache import cache_key, encoder_digest
 from rsc_seg.zeroshot.class_vectors import check_vectors
 from rsc_seg.zeroshot.panoptic_regions import Box, PanopticRegions, Segment
-from rsc_seg.zeroshot.region_counts import LEFT_OUT, CountsFile, RegionCounts, RegionScores
+from rsc_seg.zeroshot.region_counts import LEFT_OUT, TOP, CountsFile, RegionCounts, RegionScores
 from rsc_seg.zeroshot.stream import Progress, prefetched
 
 log = logging.getLogger(__name__)
 _MASKS_AT_ONCE = 16  # a mask of a whole picture in float32 takes a megabyte
-_NAMED = 5  # segments without a pixel that the log names; the rest is only counted
+_NAMED = 5  # segments without a pixel, and boxes outside, that the log names; the rest is only counted
+EMPTY_MASKS = ("wrong", "official")
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class RegionOptions:
     min_area: float = 64.0
     max_area: float = 1048576.0
     skip_no_pixels: bool = True  # False: a segment without a pixel is an error
+    empty_masks: str = "wrong"  # or official: features of zero length are ranked by the order of torch.topk
     batch_size: int = 1
     workers: int = 0  # threads that read pictures
     save_every: int = 200  # pictures
 
     def check(self) -> None:
-        """Raises UserError for a number that cannot be used."""
+        """Raises UserError for what cannot be used."""
+        require_choice("regions.empty_masks", self.empty_masks, EMPTY_MASKS)
         for key, value in (
             ("per_image", self.per_image),
             ("batch_size", self.batch_size),
@@ -70,6 +74,7 @@ class PictureRegions:
 
     `frame`: values 0..1, the picture at the top left, zeros right of it and below. `boxes`: xyxy in parts of the frame.
     `masks`: on the token grid. `left_out`: see RegionCounts. `no_pixels`: ids of segments without a pixel.
+    `outside`: regions (0..R-1) whose annotated box has no part in the picture, and the ids of their segments.
     """
 
     name: str
@@ -79,6 +84,7 @@ class PictureRegions:
     labels: Int[Tensor, " R"]
     left_out: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LEFT_OUT, 0))
     no_pixels: tuple[int, ...] = ()
+    outside: dict[int, int] = field(default_factory=dict)
 
 
 def _region_box(segment: Segment, mask: Bool[np.ndarray, "H W"]) -> Box:
@@ -89,6 +95,11 @@ def _region_box(segment: Segment, mask: Bool[np.ndarray, "H W"]) -> Box:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     x, y = float(columns[0]), float(rows[0])
     return x, y, float(columns[-1]) - x, float(rows[-1]) - y
+
+
+def _is_outside(box: Box, image: Image.Image) -> bool:
+    x, y, width, height = box
+    return x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0
 
 
 def _in_parts(boxes: Sequence[Box], size: tuple[int, int], image: Image.Image) -> Float[Tensor, "R 4"]:
@@ -150,6 +161,7 @@ def picture_regions(source: PanopticRegions, i: int, options: RegionOptions, gri
         labels=torch.tensor([segment.label for segment, _ in kept], dtype=torch.int64),
         left_out=left_out,
         no_pixels=tuple(no_pixels),
+        outside={k: s.id for k, (s, box) in enumerate(kept) if s.thing and _is_outside(box, image)},
     )
 
 
@@ -173,17 +185,29 @@ def region_features(
 
 
 def label_ranks(
-    features: Float[Tensor, "R E"], embeddings: Float[Tensor, "T E"], labels: Int[Tensor, " R"]
+    features: Float[Tensor, "R E"],
+    embeddings: Float[Tensor, "T E"],
+    labels: Int[Tensor, " R"],
+    *,
+    empty_masks: str = "wrong",
 ) -> Int[Tensor, " R"]:
     """How many classes come before the right one: by similarity, and by number where that is equal.
 
-    Features of zero length have no nearest class: their rank is T, which is wrong at any k.
+    Features of zero length have no nearest class: with `empty_masks` "wrong" their rank is T, which is wrong at any k.
+    With "official" it is the place of the label among the five that torch.topk takes first of equal similarities on
+    this device, T beyond them, as in CLIPSelf's evaluation.
     """
     similarity = features @ embeddings.T
     own = similarity.gather(1, labels[:, None])
     number = torch.arange(len(embeddings), device=labels.device)
     ahead = (similarity > own) | ((similarity == own) & (number < labels[:, None]))
-    return torch.where(features.any(dim=1), ahead.sum(dim=1), len(embeddings))
+    ranks = torch.where(features.any(dim=1), ahead.sum(dim=1), len(embeddings))
+    blank = ~features.any(dim=1)
+    if empty_masks == "official" and bool(blank.any()):
+        first = similarity[blank].topk(min(max(TOP), len(embeddings)), dim=1).indices
+        hit = first == labels[blank, None]
+        ranks[blank] = torch.where(hit.any(dim=1), hit.int().argmax(dim=1), len(embeddings))
+    return ranks
 
 
 def _chunks(pictures: Iterator[PictureRegions], size: int) -> Iterator[list[PictureRegions]]:
@@ -192,12 +216,21 @@ def _chunks(pictures: Iterator[PictureRegions], size: int) -> Iterator[list[Pict
 
 
 def _count(
-    counts: RegionCounts, chunk: list[PictureRegions], encoder: DenseEncoder, embeddings: Float[Tensor, "T E"]
+    counts: RegionCounts,
+    chunk: list[PictureRegions],
+    encoder: DenseEncoder,
+    embeddings: Float[Tensor, "T E"],
+    empty_masks: str,
 ) -> None:
     for picture in chunk:
         unnamed = max(_NAMED - counts.left_out["no_pixels"], 0)
         for number in picture.no_pixels[:unnamed]:
             log.warning("%s: segment %d has no pixel in its PNG and is left out", picture.name, number)
+        known = int(counts.by_class["outside_boxes"].sum())
+        for number in list(picture.outside.values())[: max(_NAMED - known, 0)]:
+            log.warning("%s: the box of segment %d lies outside the picture", picture.name, number)
+        if picture.outside:
+            counts.add_outside(picture.labels[list(picture.outside)])
         for key, number in picture.left_out.items():
             counts.left_out[key] += number
     counts.pictures += len(chunk)
@@ -207,7 +240,10 @@ def _count(
     boxes, masks = region_features(encoder, filled)
     labels = torch.cat([picture.labels for picture in filled])
     own = labels.to(boxes.device)
-    ranks = {"boxes": label_ranks(boxes, embeddings, own).cpu(), "masks": label_ranks(masks, embeddings, own).cpu()}
+    ranks = {
+        what: label_ranks(features, embeddings, own, empty_masks=empty_masks).cpu()
+        for what, features in (("boxes", boxes), ("masks", masks))
+    }
     empty = torch.cat([~picture.masks.flatten(1).any(dim=1) for picture in filled])
     counts.add(labels, ranks, empty)
 
@@ -243,7 +279,7 @@ def region_accuracy(
             options=options.what_counts(),
             device=device.type,
         )
-        record = CountsFile(state, key)
+        record = CountsFile(state, key, most=len(source))
         counts = record.read() or counts
         if counts.pictures:
             what = "all counted before" if counts.pictures == len(source) else "goes on from there"
@@ -252,7 +288,7 @@ def region_accuracy(
     load = partial(picture_regions, source, options=options, grid=grid)
     saved = counts.pictures
     for chunk in _chunks(prefetched(load, range(saved, len(source)), options.workers), options.batch_size):
-        _count(counts, chunk, encoder, embeddings)
+        _count(counts, chunk, encoder, embeddings, options.empty_masks)
         progress.add(len(chunk))
         if record is not None and (counts.pictures - saved >= options.save_every or counts.pictures == len(source)):
             record.write(counts)

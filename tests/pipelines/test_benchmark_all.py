@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ def test_every_table_of_the_paper_has_a_row(whole: Path) -> None:
     assert by_table["Table 3a"]["status"] == "not run" and "this project has none" in by_table["Table 3a"]["reasons"][0]
     assert "train_catseg.py --eval-only" in by_table["Table 4"]["reasons"][0]
     assert "no encoder of CLIPSelf" in by_table["Table 2"]["reasons"][0]
-    assert "prepare_data.py pascal_context_59" in by_table["Figure 6 (a)"]["reasons"][0]
+    assert by_table["Figure 6 (a)"]["reasons"] == [
+        "the embedded scenes have no layout of this set; prepare the set itself and give --data-root"
+    ]
     assert {row["title"] for row in rows if row["table"] == "–"} == {
         "MaskCLIP, ADE20K (150 classes)",
         "MaskCLIP, Cityscapes (19 classes)",
@@ -174,6 +176,11 @@ def test_tuned_weights_stand_beside_the_row_of_their_method_and_boxes(tmp_path: 
     assert "tuned on 106 pictures" in "; ".join(first.reasons)
     (row,) = rows_of_result(job, official_result(job, objective="rscv", target="refiner"))
     assert row.method == "R-SC-V" and row.same == NOTHING and row.paper == {}
+    for training, why in (({}, "no a.json beside it"), ({"objective": "mine"}, "a.json names no known objective")):
+        result = official_result(job, **training)
+        result["rows"][0]["name"] = "runs/a, alpha 0.5"
+        (row,) = rows_of_result(job, result)
+        assert row.same == "method unknown" and row.reasons == [f"method unknown: {why}"] and row.paper == {}
 
 
 def test_methods_are_read_from_what_weights_record() -> None:
@@ -220,6 +227,11 @@ def test_bad_input(scenes: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said.replace("(", r"\(")):
             run_benchmark(setup, out)
     assert not out.exists()
+    context = Setup("clip_tiny16", root=scenes, only=["maskclip_pascal_context_59"])
+    with pytest.raises(UserError, match="have no layout of this set; prepare the set itself and give --data-root.$"):
+        make_plan(replace(context, scenes=True))
+    with pytest.raises(UserError, match=r"prepare_data.py pascal_context_59 --root [^ ]*\.$"):
+        make_plan(context)
     with pytest.raises(UserError, match="holds other files"):
         run_benchmark(Setup("clip_tiny16", root=scenes), tmp_path)
     with pytest.raises(UserError, match="is a file"):

@@ -96,6 +96,13 @@ def test_other_pictures_stand_in_a_table_of_their_own_and_the_page_says_why(runs
     assert any("not comparable" in line for line in summary_lines(found))
 
 
+def test_the_summary_holds_boxes_things_and_stuff(runs: Path) -> None:
+    found = compare([runs / "regions_one", runs / "regions_two"])
+    sentence = next(line for line in summary_lines(found) if "regions_two" in line and " against " in line)
+    for title in ("Boxes", "Thing Masks", "Stuff Masks"):
+        assert f"{title} (top-1) " in sentence and f"{title} (top-5) " in sentence
+
+
 def test_reference_by_name_or_folder(runs: Path) -> None:
     folders = [runs / "regions_one", runs / "regions_two"]
     for wanted in ("regions_two", str(runs / "regions_two")):
@@ -136,6 +143,7 @@ def test_the_page_holds_everything(runs: Path, tmp_path: Path) -> None:
         "What this does not show",
     ):
         assert part in text, part
+    assert "No maps of regions_one, regions_two, maskclip, coupling: maps are of runs that keep their student" in text
     command = read(runs / "regions_two" / "regions.json")["command"]
     assert command.split()[0] in text and "(commit " in text
 

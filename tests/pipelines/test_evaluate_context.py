@@ -91,7 +91,8 @@ def test_coupling_of_encoders_and_refiners(root: Path, tuned: Path, tmp_path: Pa
 def test_coupling_of_padded_pictures_says_so(root: Path, tmp_path: Path) -> None:
     result = run_coupling(coupling(root, "data.fit=pad", "coupling.pairs=1"), tmp_path)
     assert "data.fit=pad, tokens of the padding left out" in result["remarks"][0]
-    assert result["rows"][0]["scores"]["pairs"] == 1
+    assert result["rows"][0]["scores"]["pairs"] == result["pairs"] == 1
+    assert result["rows"][0]["seconds_of"] == "the last call"
     sizes = coupling(root, "data.image_size=[]", "backbone.name=dinov2_vits14")
     assert evaluate_coupling.resolved(sizes).data.image_size == [518, 518]
     assert evaluate_coupling.default_folder(sizes) == Path("runs/coupling_dinov2_vits14")
@@ -195,3 +196,10 @@ def test_differences_of_what_is_not_known() -> None:
     assert (cell(None, 1.0), cell(2.04, None), cell(2.0, -0.04)) == ("-", "2.0", "2.0 (+0.0)")
     lines: list[Any] = [["a", "bb"], ["ccc", "d"]]
     assert aligned(lines) == ["a    bb", "---  --", "ccc   d"]
+
+
+def test_more_pairs_than_there_are_are_named(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = run_coupling(coupling(root, "coupling.pairs=99"), tmp_path)
+    assert result["pairs"] == result["pictures"] // 2 == result["rows"][0]["scores"]["pairs"]
+    assert "Fewer than coupling.pairs=99" in result["remarks"][0]
+    assert f"coupling.pairs=99: {result['pictures']} pictures give {result['pairs']} pairs" in caplog.text

@@ -67,6 +67,7 @@ def test_encoders_side_by_side(root: Path, tuned: Path, tmp_path: Path) -> None:
     assert load_config(EvaluateRegionsConfig, tmp_path / "out/config.yaml") == config
     assert "the nearest of all 133 classes (80 things)" in result["remarks"][0] and "plain" in result["remarks"][0]
     assert "RANDOM TEXT WEIGHTS" in "\n".join(result_lines(result))
+    assert result["empty_masks"] == int(alone.counts.by_class["empty_masks"].sum()) and result["outside_boxes"] == 0
 
 
 def test_the_table_and_the_csv_hold_the_same_numbers(root: Path, tuned: Path, tmp_path: Path) -> None:
@@ -217,3 +218,9 @@ def test_other_classes_than_cocos_are_said(root: Path, tmp_path: Path) -> None:
 
 def test_default_folder(root: Path) -> None:
     assert evaluate_regions.default_folder(configuration(root)) == Path("runs/regions_clip_tiny16")
+
+
+def test_empty_masks_are_wrong_or_official() -> None:
+    assert region_options(resolved(configuration(Path("x"), "regions.empty_masks=official"))).empty_masks == "official"
+    with pytest.raises(UserError, match="regions.empty_masks=right: must be one of wrong, official"):
+        resolved(configuration(Path("x"), "regions.empty_masks=right"))

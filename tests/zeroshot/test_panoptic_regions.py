@@ -85,6 +85,17 @@ def first(document: dict[str, Any]) -> dict[str, Any]:
     ("change", "said"),
     [
         (lambda d: first(d).update(category_id=12), "000000000001.png has category_id 12, which is none of the 133"),
+        (lambda d: first(d).update(category_id=[1]), r"000000000001.png: its category_id \[1\] must be a whole number"),
+        (lambda d: first(d).pop("category_id"), r"segment \d+ of 000000000001.png has no category_id"),
+        (lambda d: first(d).pop("id"), "segment number 1 of 000000000001.png has no id"),
+        (lambda d: d["annotations"][0].update(image_id=77), "000000000001.png has image_id 77, which no picture"),
+        (lambda d: d["annotations"][0].pop("image_id"), "000000000001.png has image_id None, which no picture"),
+        (lambda d: d["images"].append(d["images"][0]), "is listed twice under images"),
+        (lambda d: d["images"].append({**d["images"][0], "id": 9}), "file_name 000000000001.png is listed twice"),
+        (
+            lambda d: d["annotations"][0].update(image_id=d["annotations"][1]["image_id"]),
+            r"image_id \d+ has more than one entry",
+        ),
         (lambda d: first(d).pop("bbox"), r"000000000001.png has no bbox of four numbers \(KeyError"),
         (lambda d: first(d).update(bbox=[1, 2, 3]), "000000000001.png has no bbox of four numbers"),
         (lambda d: first(d).update(bbox=[1, 2, -3, 4]), "it must be x, y, width, height"),

@@ -86,6 +86,12 @@ def test_ranks_of_equal_and_empty() -> None:
     embeddings = torch.eye(3)[[0, 1, 1, 2]]
     features = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.1, 0.9, 0.2], [0.0, 0.0, 0.0]])
     assert label_ranks(features, embeddings, torch.tensor([1, 2, 0, 0])).tolist() == [0, 1, 3, 4]
+    blank, many = torch.zeros(133, 3), torch.ones(133, 3)
+    ranks = label_ranks(blank, many, torch.arange(133), empty_masks="official")
+    first = torch.zeros(133).topk(5).indices
+    assert ranks[first].tolist() == [0, 1, 2, 3, 4] and int((ranks == 133).sum()) == 128
+    official = label_ranks(features, embeddings, torch.tensor([1, 2, 0, 0]), empty_masks="official")
+    assert official.tolist()[:3] == [0, 1, 3] and official[3] < 4  # all four classes are among the first five
 
 
 def test_a_batch_gives_the_features_of_single_pictures(encoder: DenseEncoder, source: PanopticRegions) -> None:
@@ -256,3 +262,29 @@ def test_segments_without_pixels_are_counted_and_named_once(
         UserError, match=r"000000000001.png: segment 900 has no pixel here though .*panoptic_val2017.json"
     ):
         region_accuracy(encoder, embeddings, source, dataclasses.replace(OPTIONS, skip_no_pixels=False))
+
+
+def test_boxes_outside_the_picture_are_counted_and_named_once(
+    encoder: DenseEncoder, embeddings: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn = drawn_segments(0)
+    things = [k for k, info in enumerate(drawn.info) if info["category_id"] <= 90][:7]
+    for k in things:
+        drawn.info[k]["bbox"] = [5000, 10, 50, 50]
+    write_set(tmp_path / "set", {0: drawn})
+    source = open_panoptic_regions("coco", str(tmp_path / "set"), "val")
+    found = region_accuracy(encoder, embeddings, source, OPTIONS).counts.by_class
+    assert int(found["outside_boxes"].sum()) == len(things) > 0
+    assert sum("lies outside the picture" in line for line in caplog.messages) == min(len(things), 5)
+
+
+def test_a_record_of_more_pictures_than_there_are_is_refused(
+    encoder: DenseEncoder, embeddings: Tensor, source: PanopticRegions, tmp_path: Path
+) -> None:
+    region_accuracy(encoder, embeddings, source, OPTIONS, state=tmp_path)
+    (path,) = tmp_path.iterdir()
+    record = json.loads(path.read_text())
+    record["counts"]["pictures"] = len(source) + 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=f"{path}: not readable as counts so far"):
+        region_accuracy(encoder, embeddings, source, OPTIONS, state=tmp_path)
