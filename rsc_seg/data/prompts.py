@@ -153,20 +153,3 @@ def class_sentences(names: Sequence[str], prompts: PromptSet) -> list[list[list[
 def vocabulary_names(vocabulary: Vocabulary) -> list[str]:
     """Class names with the synonyms that the list itself has, joined by ", "."""
     return [", ".join([c.name, *c.extra.get("synonyms", ())]) for c in vocabulary.classes]
-
-
-def read_class_names(path: Path) -> list[str]:
-    """Class names of a text file, one on each line, or of a `.json` file that is a list of names.
-
-    Synonyms stand on one line, `cat;kitty` or `cat, kitty`; blank lines are skipped. Raises UserError naming the file.
-    """
-    lines = _read_lines(path, "class names")
-    if path.suffix != ".json":
-        return [line for line, _ in lines]
-    try:
-        names = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}: not JSON (line {e.lineno}: {e.msg}); write a list of class names.") from e
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: must be a list of class names, each a string.")
-    return names

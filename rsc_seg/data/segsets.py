@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from rsc_seg.data import vocab
+from rsc_seg.data.prompts import vocabulary_names
 from rsc_seg.data.storage import FolderStorage
 from rsc_seg.errors import UserError, suggestion
 
@@ -78,7 +79,7 @@ class SegSet:
         """
         found = vocab.load(self.vocabulary)
         if self.vocabulary == "ade20k_847":
-            return [", ".join([c.name, *c.extra["synonyms"]]) for c in found.classes]
+            return vocabulary_names(found)
         if self.vocabulary == "coco_panoptic_133":
             return ["things", *(c.name for c in found.classes if not c.extra["isthing"])]
         if self.vocabulary == "ade20k_150":

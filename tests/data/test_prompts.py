@@ -1,7 +1,6 @@
 """Prompt sets, class names and the sentences that they make."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from rsc_seg.data.prompts import (
     PromptSet,
     class_sentences,
     open_prompts,
-    read_class_names,
     split_synonyms,
     vocabulary_names,
 )
@@ -177,23 +175,3 @@ def test_vocabulary_names_bring_the_lists_own_synonyms() -> None:
     for prompts, parts in ((ONE, len(ade.by_name("building").extra["synonyms"]) + 1), (open_prompts("catseg"), 1)):
         assert len(class_sentences(names, prompts)[1][0]) == parts
     assert vocabulary_names(vocab.load("coco_stuff_171")) == vocab.load("coco_stuff_171").names
-
-
-def test_class_name_files(tmp_path: Path) -> None:
-    text = tmp_path / "names.txt"
-    text.write_text("\ufeffcat;kitty\n\nsky \n", encoding="utf-8")
-    assert read_class_names(text) == ["cat;kitty", "sky"]
-    listed = tmp_path / "names.json"
-    listed.write_text(json.dumps(["cat, kitty", "bed "]), encoding="utf-8")
-    assert read_class_names(listed) == ["cat, kitty", "bed "]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("[", "not JSON"), ('{"a": 1}', "must be a list"), ("[1]", "must be a list"), ("[]", "must be a list")],
-)
-def test_class_name_files_of_another_kind(tmp_path: Path, content: str, message: str) -> None:
-    file = tmp_path / "names.json"
-    file.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"names\.json: {message}"):
-        read_class_names(file)
